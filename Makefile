@@ -1,0 +1,45 @@
+# Everything runs inside .venv, which is made on first use and brought up to date whenever
+# pyproject.toml or constraints.txt changes. Needs Python >= 3.11 (PYTHON=...) and make.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+EXTRAS := dev,examples,numba,torch,graph
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help $(VENV) demo test lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[$$().A-Za-z_-]+:.*## / { sub(/^\$$\(VENV\)/, "$(VENV)", $$1); \
+		printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+$(VENV): $(STAMP) ## Make the development environment (or bring it up to date)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing the development environment into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP) ## Cluster handwritten digits; pictures go to examples/output/
+	$(PY) examples/digits.py
+
+test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytest)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check style, formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## Format the code and apply the safe fixes
+	$(VENV)/bin/ruff check --fix-only --exit-zero .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove the environment, caches and everything that was generated
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.benchmarks examples/output docs/_build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

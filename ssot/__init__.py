@@ -1,0 +1,37 @@
+"""Optimal-transport pseudo-labels for imbalanced clustering: one solver, certified plans."""
+
+from ssot.certificate import Certificate
+from ssot.graph import knn_graph
+from ssot.objective import Objective
+from ssot.problem import Problem
+from ssot.schedule import cosine_ramp, linear_ramp, semantic_weight, sigmoid_ramp
+from ssot.solution import Solution
+from ssot.solve import (
+    ConvergenceError,
+    ConvergenceWarning,
+    solve,
+    solve_problem,
+    sp2ot_plan,
+)
+from ssot.status import Progress, Status
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Certificate",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "Objective",
+    "Problem",
+    "Progress",
+    "Solution",
+    "Status",
+    "cosine_ramp",
+    "knn_graph",
+    "linear_ramp",
+    "semantic_weight",
+    "sigmoid_ramp",
+    "solve",
+    "solve_problem",
+    "sp2ot_plan",
+]

@@ -1,0 +1,109 @@
+"""Evidence that a plan is feasible and stationary, measured on the plan itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import eigsh
+
+from ssot.columns import Columns
+from ssot.kernels.protocol import Kernel
+from ssot.mm import Outcome
+from ssot.problem import Problem
+
+SMALLEST_SPARSE_EIGENPROBLEM = 64
+"""Number of samples up to which a dense eigenvalue solver is faster."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Evidence for a plan, measured on the plan itself after the solve.
+
+    Attributes
+    ----------
+    mass_error : float
+        ``|sum Q - rho|``.
+    row_violation : float
+        ``sum_i max(0, (Q 1)_i - alpha_i)``.
+    column_residual : float
+        ``sum_j |(Q^T 1)_j - rho prior_j exp(-prices_j / kl_weight_j)|``, 0 at a solution.
+    inner_gap : float
+        Primal-dual gap of the last linearised problem.
+    stationarity_gap : float
+        Upper bound on the generalised Frank-Wolfe gap, in the objective's unit: 0 exactly at a
+        stationary point. For a convex problem it bounds the distance to the optimal value.
+    relative_stationarity_gap : float
+        The same over the sum of the magnitudes of the objective's terms.
+    objective_history : tuple of float
+        Objective at the start and after each outer step; it never rises.
+    row_passes : int
+        Times the cost was read.
+    provably_convex : bool
+        Whether ``2 semantic_weight lambda_max(W) max(alpha) <= epsilon``: then the objective is
+        convex and a stationary plan is a global optimum.
+    """
+
+    mass_error: float
+    row_violation: float
+    column_residual: float
+    inner_gap: float
+    stationarity_gap: float
+    relative_stationarity_gap: float
+    objective_history: tuple[float, ...]
+    row_passes: int
+    provably_convex: bool
+
+    @property
+    def outer_steps(self) -> int:
+        """Number of majorise-minimise steps made."""
+        return len(self.objective_history) - 1
+
+
+def certify(problem: Problem, kernel: Kernel, outcome: Outcome) -> Certificate:
+    """Measure a plan against its problem."""
+    class_mass = kernel.column_mass(outcome.plan.matrix)
+    row_excess = kernel.row_mass(outcome.plan.matrix) - problem.sample_weight
+    columns = Columns.of(problem)
+    demand = np.zeros(len(columns.is_open))
+    demand[columns.is_open] = columns.demand(outcome.prices[columns.is_open])
+    return Certificate(
+        mass_error=abs(float(class_mass.sum()) - problem.rho),
+        row_violation=float(row_excess.clip(min=0).sum()),
+        column_residual=float(np.abs(class_mass - demand[:-1]).sum()),
+        inner_gap=outcome.inner_gap,
+        stationarity_gap=outcome.gap,
+        relative_stationarity_gap=outcome.gap / outcome.objective.scale,
+        objective_history=outcome.history,
+        row_passes=outcome.passes,
+        provably_convex=is_provably_convex(problem),
+    )
+
+
+def is_provably_convex(problem: Problem) -> bool:
+    """Tell whether ``2 semantic_weight lambda_max(W) max(alpha) <= epsilon``.
+
+    The plan's entropy bends the objective by at least ``epsilon / max(alpha)`` in every direction,
+    the semantic term by at most ``2 semantic_weight lambda_max(W)``. Row sums bound the eigenvalue
+    from both sides, which settles most problems; the others need it to full accuracy.
+    """
+    if problem.graph is None or not problem.has_semantics:
+        return True
+    strength = 2.0 * problem.semantic_weight * float(problem.sample_weight.max())
+    row_sums = problem.graph.sum(axis=1, dtype=np.float64)
+    if strength * float(row_sums.mean()) > problem.epsilon:
+        return False
+    if strength * float(abs(problem.graph).sum(axis=1, dtype=np.float64).max()) <= problem.epsilon:
+        return True
+    return strength * _largest_eigenvalue(problem.graph) <= problem.epsilon
+
+
+def _largest_eigenvalue(w: sparse.csr_array) -> float:
+    samples = w.shape[0]
+    if samples <= SMALLEST_SPARSE_EIGENPROBLEM:
+        return float(np.linalg.eigvalsh(w.toarray().astype(np.float64))[-1])
+    start = np.full(samples, samples**-0.5)
+    return float(
+        eigsh(w.astype(np.float64), k=1, which="LA", v0=start, return_eigenvectors=False)[0]
+    )

@@ -1,0 +1,129 @@
+"""The column side of the problem: K clusters and the virtual one, K + 1 columns of one kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import exprel, kl_div, logsumexp
+
+from ssot.problem import Problem, Vector
+
+SHIFT_STEPS = 50
+"""Newton steps allowed for a one-dimensional convex equation that needs one to ten."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The open columns of a problem, each asked for a mass ``target`` with a given strength.
+
+    A column of strength ``lambda_j`` and price ``g_j`` demands the mass
+    ``target_j exp(-g_j / lambda_j)``. Storing the inverse strength makes a hard column (``lambda =
+    inf``) an ordinary one whose demand does not react to its price. The virtual cluster is the last
+    column: hard, of target ``1 - rho``. A column without target, or that no sample may join, is
+    closed: it carries no mass, its price is ``-inf``, and it takes no part in anything here. So
+    ``rho = 1`` merely closes the virtual column.
+
+    Attributes
+    ----------
+    is_open : (K + 1,) array of bool
+        Which columns are open; the arrays below have one entry for each open column.
+    target : array
+        ``rho prior_j``, and ``1 - rho``.
+    inverse_strength : array
+        ``1 / kl_weight_j``, and 0.
+    """
+
+    is_open: NDArray[np.bool_]
+    target: Vector
+    inverse_strength: Vector
+    soft_mass: float
+
+    @classmethod
+    def of(cls, problem: Problem) -> Columns:
+        """Return the columns of a problem."""
+        target = np.append(problem.rho * problem.prior, 1.0 - problem.rho)
+        inverse_strength = np.append(1.0 / problem.kl_weight, 0.0)
+        is_open = (target > 0) & np.append(problem.reachable, True)
+        soft_mass = float(target[inverse_strength > 0].sum())
+        return cls(is_open, target[is_open], inverse_strength[is_open], soft_mass)
+
+    @property
+    def has_gauge(self) -> bool:
+        """Whether adding a constant to all prices changes nothing: no column is soft."""
+        return not self.inverse_strength.any()
+
+    def demand(self, prices: Vector) -> Vector:
+        """Return the mass that each column asks for at its price."""
+        demand: Vector = self.target * np.exp(-prices * self.inverse_strength)
+        return demand
+
+    def potential(self, prices: Vector) -> float:
+        """Return ``sum_j target_j lambda_j (1 - exp(-g_j / lambda_j))``, ``target g`` if hard."""
+        return float(self.target @ (prices * exprel(-prices * self.inverse_strength)))
+
+    def duality_gap(self, prices: Vector, mass: Vector) -> float:
+        """Return how far the plan of these prices is from the dual value, were it feasible.
+
+        A soft column contributes ``lambda KL(mass || demand)``; a hard one the worth
+        ``|g_j (mass - target)|`` of its violation, with prices measured from their mean where only
+        their differences count.
+        """
+        demand, soft = self.demand(prices), self.inverse_strength > 0
+        divergence = _divergence(mass[soft], demand[soft]) / self.inverse_strength[soft]
+        worth = prices - prices.mean() if self.has_gauge else prices
+        violation = np.abs(worth * (mass - demand))[~soft]
+        return float(divergence.sum() + violation.sum())
+
+    def balance(self, prices: Vector) -> Vector:
+        """Add the constant to all prices that makes the demands sum to the mass of the samples.
+
+        Rows do not notice a common constant, so this maximises the dual along it without a row
+        pass. It also bounds every demand, so that no exponential can overflow. Where the constant
+        is free, the prices get mean 0.
+        """
+        soft = self.inverse_strength > 0
+        if not soft.any():
+            return np.asarray(prices - prices.mean())
+        rate = self.inverse_strength[soft]
+        log_demand = np.log(self.target[soft]) - prices[soft] * rate
+        shift = 0.0
+        for _ in range(SHIFT_STEPS):
+            terms = log_demand - rate * shift
+            total = logsumexp(terms)
+            step = (total - np.log(self.soft_mass)) / (np.exp(terms - total) @ rate)
+            shift += step
+            if abs(step) * rate.max() < 4 * np.finfo(np.float64).eps:
+                break
+        balanced: Vector = prices + shift
+        return balanced
+
+    def rescale(self, prices: Vector, mass: Vector, epsilon: float) -> Vector:
+        """Return the prices after one sweep of matrix scaling, from the column masses at `prices`.
+
+        Column by column this solves ``demand(g') = mass exp((g' - g) / epsilon)``: the exact
+        maximiser of the full dual in that block, so it never lowers the dual.
+        """
+        surplus = np.log(self.target / np.maximum(mass, np.finfo(np.float64).tiny))
+        return self.balance((surplus + prices / epsilon) / (self.inverse_strength + 1.0 / epsilon))
+
+    def restrict(self, prices: Vector) -> Vector:
+        """Return balanced prices of the open columns; one without a finite price gets the mean."""
+        opened = prices[self.is_open]
+        known = np.isfinite(opened)
+        return self.balance(np.where(known, opened, opened[known].mean() if known.any() else 0.0))
+
+    def expand(self, prices: Vector) -> Vector:
+        """Return the prices of all K + 1 columns: ``-inf`` where a column is closed."""
+        everywhere = np.full(len(self.is_open), -np.inf)
+        everywhere[self.is_open] = prices
+        return everywhere
+
+
+def _divergence(mass: Vector, demand: Vector) -> Vector:
+    """Return ``mass log(mass / demand) - mass + demand``, without cancellation where they agree."""
+    divergence: Vector = kl_div(mass, demand)
+    excess = np.divide(mass - demand, demand, out=np.ones_like(mass), where=demand > 0)
+    series = demand * excess**2 * (0.5 - excess / 6.0)
+    return np.where(np.abs(excess) < 1e-4, series, divergence)

@@ -1,0 +1,81 @@
+"""The five terms of the objective, written once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import kl_div
+
+from ssot.kernels.protocol import Kernel, Matrix, Plan, Vector
+from ssot.problem import Problem
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective of a plan by term, each with its weight and sign; `total` is their sum.
+
+    Attributes
+    ----------
+    transport : float
+        ``<C, Q>``.
+    semantic : float
+        ``-semantic_weight <W, Q Q^T>``, negative where neighbours agree.
+    class_size : float
+        ``sum_j kl_weight_j KL_j(Q^T 1 || rho prior)`` over the classes of finite strength; for the
+        others the certificate's column residual says how well their sizes are met.
+    plan_entropy : float
+        ``epsilon sum Q log Q``.
+    slack_entropy : float
+        ``epsilon sum xi log xi`` of the mass left in the virtual cluster.
+    """
+
+    transport: float
+    semantic: float
+    class_size: float
+    plan_entropy: float
+    slack_entropy: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the five terms, the value that is minimised."""
+        return sum(self.terms)
+
+    @property
+    def scale(self) -> float:
+        """Sum of the magnitudes of the terms, against which rounding errors are small."""
+        return sum(map(abs, self.terms))
+
+    @property
+    def surrogate(self) -> float:
+        """Value at this plan of the surrogate linearised at it: the semantic term counts twice."""
+        return self.total + self.semantic
+
+    @property
+    def terms(self) -> tuple[float, ...]:
+        """The five terms, in the order of the attributes."""
+        return (
+            self.transport,
+            self.semantic,
+            self.class_size,
+            self.plan_entropy,
+            self.slack_entropy,
+        )
+
+
+def evaluate(problem: Problem, kernel: Kernel, plan: Plan, product: Matrix | None) -> Objective:
+    """Evaluate the objective of a plan; `product` is ``W Q``, None without a semantic term."""
+    semantic = 0.0 if product is None else kernel.inner(plan.matrix, product)
+    return Objective(
+        transport=kernel.inner(kernel.cost, plan.matrix),
+        semantic=-problem.semantic_weight * semantic,
+        class_size=_class_size_term(problem, kernel.column_mass(plan.matrix)),
+        plan_entropy=problem.epsilon * kernel.entropy(plan.matrix),
+        slack_entropy=problem.epsilon * kernel.entropy(plan.slack),
+    )
+
+
+def _class_size_term(problem: Problem, class_mass: Vector) -> float:
+    soft = np.isfinite(problem.kl_weight)
+    wanted = problem.rho * problem.prior
+    return float(problem.kl_weight[soft] @ kl_div(class_mass[soft], wanted[soft]))

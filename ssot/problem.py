@@ -1,0 +1,325 @@
+"""What to solve: the problem's data, and every check of the input with its message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.special import log_softmax
+
+from ssot.arrays import Library, library_of, to_numpy
+
+FloatArray: TypeAlias = NDArray[np.floating[Any]]
+Vector: TypeAlias = NDArray[np.float64]
+GraphLike: TypeAlias = Any
+"""A SciPy sparse array, a dense N x N array, or a pair (neighbour indices, weights)."""
+
+PUBLISHED_SEMANTIC_STRENGTH = 0.2
+"""Semantic weight for each sample: the published 1000 at N = 5,120, carried to every N."""
+
+ROUNDING = 1e-6
+"""How far the sum of `prior` or `sample_weight` may be from 1 and still count as rounding."""
+
+LARGEST = 1e100
+"""Largest magnitude accepted, so that no product of two arguments can overflow."""
+
+LARGEST_IN_SINGLE_PRECISION = 1e30
+"""The same for the N x K arrays of a float32 problem."""
+
+FEW_ROUNDINGS = 1e-9
+"""How far above 1 a computed `rho` may be and still mean 1."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Problem:
+    r"""A semantic-regularised progressive partial optimal-transport problem, checked and frozen.
+
+    .. math::
+        \min_{Q \ge 0} \langle C, Q \rangle - \lambda_s \langle S, Q Q^T \rangle
+        + \sum_j \lambda_j \mathrm{KL}_j(Q^T 1 \,\|\, \rho \beta)
+        + \varepsilon \Big[ \sum_{ij} Q_{ij} \log Q_{ij} + \sum_i \xi_i \log \xi_i \Big]
+        \quad \text{with } \xi = \alpha - Q 1 \ge 0, \; \sum_{ij} Q_{ij} = \rho,
+
+    where :math:`\mathrm{KL}_j(c \| r) = c_j \log(c_j / r_j) - c_j + r_j`. After construction every
+    attribute is a NumPy value in the form described below, whatever was passed.
+
+    Parameters
+    ----------
+    cost : (N, K) array, optional
+        Cost :math:`C` of giving sample i to class j, in any unit; ``-log softmax(logits)`` in
+        clustering. ``inf`` forbids a pair. float64 and float32 are computed as such, float16 in
+        float32, integers in float64. Exactly one of `cost` and `logits` must be given.
+    graph : sparse or dense (N, N) array, or (indices, weights), optional
+        Semantic graph :math:`S`; only :math:`W = (S + S^T) / 2` matters. A SciPy sparse array, a
+        dense array, or two (N, k) arrays: the neighbours of each sample and their weights.
+    logits : (N, K) array, optional
+        In place of `cost`. ``-inf`` masks a class: its plan is 0.
+    rho : float
+        Transported mass in (0, 1]: the fraction of the samples that is labelled. In training it
+        is ramped from 0.1 to 1 (`ssot.schedule`). Default 1.
+    epsilon : float
+        Entropic smoothing, in the unit of the cost; 0.01 to 0.2 for log-probabilities.
+        Default 0.1 (published).
+    kl_weight : float or (K,) array
+        Strength :math:`\lambda` that holds class j to its share ``rho * prior[j]``, in the unit of
+        the cost; 0.3 to 10, ``inf`` for hard class sizes. Default 1 (published).
+    semantic_weight : float, optional
+        Strength :math:`\lambda_s` of the graph, in the unit of the cost times N. Default
+        ``0.2 * N`` where a graph is given (the published strength at every N), else 0.
+    prior : (K,) array, optional
+        Class shares :math:`\beta`, summing to 1. Default uniform.
+    sample_weight : (N,) array, optional
+        Sample masses :math:`\alpha`, summing to 1. Default uniform.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was given and how to fix it.
+
+    References
+    ----------
+    Zhang, Ren and He, "SP2OT: Semantic-Regularized Progressive Partial Optimal Transport for
+    Imbalanced Clustering", arXiv 2404.03446.
+    """
+
+    cost: FloatArray
+    graph: sparse.csr_array | None
+    rho: float
+    epsilon: float
+    kl_weight: Vector
+    semantic_weight: float
+    prior: Vector
+    sample_weight: Vector
+    library: Library
+
+    def __init__(
+        self,
+        cost: ArrayLike | None = None,
+        graph: GraphLike | None = None,
+        *,
+        logits: ArrayLike | None = None,
+        rho: float = 1.0,
+        epsilon: float = 0.1,
+        kl_weight: ArrayLike = 1.0,
+        semantic_weight: float | None = None,
+        prior: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
+        library = _common_library(
+            cost=cost, logits=logits, graph=graph, prior=prior, sample_weight=sample_weight
+        )
+        costs = as_cost(cost, logits)
+        samples, classes = costs.shape
+        w = None if graph is None else symmetric_graph(graph, samples, costs.dtype)
+        checked = {
+            "cost": costs,
+            "graph": w,
+            "rho": _transported_mass(rho),
+            "epsilon": _positive_number(epsilon, "epsilon"),
+            "kl_weight": _class_strengths(kl_weight, classes),
+            "semantic_weight": _semantic_weight(semantic_weight, w is not None, samples),
+            "prior": _distribution(prior, classes, "prior"),
+            "sample_weight": _distribution(sample_weight, samples, "sample_weight"),
+            "library": library,
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        _require_feasible(self)
+
+    @property
+    def has_semantics(self) -> bool:
+        """Whether the graph takes part in the problem."""
+        return self.graph is not None and self.semantic_weight > 0
+
+    @cached_property
+    def reachable(self) -> NDArray[np.bool_]:
+        """Whether some sample with mass may join class j, (K,): False where all costs are inf."""
+        return np.asarray(np.isfinite(self.cost[self.sample_weight > 0]).any(axis=0))
+
+
+def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
+    """Return a checked, C-contiguous N x K cost from a cost, or from logits by ``-log softmax``."""
+    if (cost is None) == (logits is None):
+        given = "neither" if cost is None else "both"
+        raise ValueError(f"exactly one of cost and logits must be given, got {given}")
+    name, allowed_infinity = ("logits", -np.inf) if cost is None else ("cost", np.inf)
+    array = to_numpy(logits if cost is None else cost, name)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{name} must be a two-dimensional array (samples, classes) with at least one of each, "
+            f"got shape {array.shape}"
+        )
+    array = np.ascontiguousarray(array, _computing_dtype(array.dtype))
+    if not np.isfinite(array).all():
+        _check_entries(array, name, allowed_infinity)
+    largest = LARGEST if array.dtype == np.float64 else LARGEST_IN_SINGLE_PRECISION
+    if np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max() > largest:
+        raise ValueError(
+            f"{name} has finite entries above {largest:.0e}, where sums of {array.dtype} overflow; "
+            "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
+        )
+    if name == "cost":
+        return array
+    negated: FloatArray = -log_softmax(array, axis=1)
+    return negated
+
+
+def symmetric_graph(graph: GraphLike, samples: int, dtype: np.dtype[Any]) -> sparse.csr_array:
+    """Return ``W = (S + S^T) / 2`` as a CSR array, from any accepted form of the graph."""
+    if isinstance(graph, tuple):
+        graph = _graph_from_neighbours(graph, samples)
+    if not sparse.issparse(graph):
+        graph = to_numpy(graph, "graph")
+    if graph.shape != (samples, samples):
+        raise ValueError(
+            f"graph must have shape (N, N) = {(samples, samples)} to match the cost, "
+            f"got {graph.shape}; restrict it to the samples at hand: graph[ids][:, ids]"
+        )
+    if graph.dtype.kind not in "iufb":
+        raise TypeError(f"graph must hold real numbers, got dtype {graph.dtype}")
+    directed = sparse.csr_array(graph, dtype=dtype)
+    if not np.isfinite(directed.data).all():
+        raise ValueError("graph must have finite weights, got NaN or inf; remove those edges")
+    w = ((directed + directed.T) * dtype.type(0.5)).tocsr()
+    w.sum_duplicates()
+    return w
+
+
+def _graph_from_neighbours(graph: tuple[Any, ...], samples: int) -> sparse.csr_array:
+    if len(graph) != 2:
+        raise ValueError(
+            f"graph as a tuple must be (indices, weights), got a tuple of length {len(graph)}"
+        )
+    indices, weights = to_numpy(graph[0], "graph[0]"), to_numpy(graph[1], "graph[1]")
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"graph[0] must hold integer neighbour indices, got {indices.dtype}")
+    if indices.ndim != 2 or len(indices) != samples or weights.shape != indices.shape:
+        raise ValueError(
+            f"graph must be two arrays of one shape (N, k) with N = {samples}, "
+            f"got {indices.shape} and {weights.shape}"
+        )
+    if indices.size and not (indices.min() >= 0 and indices.max() < samples):
+        raise ValueError(
+            f"graph[0] must hold indices from 0 to {samples - 1}, got {indices.min()} to "
+            f"{indices.max()}; "
+            "indices count rows of the cost, not rows of a larger data set"
+        )
+    starts = np.arange(samples + 1) * indices.shape[1]
+    return sparse.csr_array((weights.ravel(), indices.ravel(), starts), shape=(samples, samples))
+
+
+def _common_library(**arguments: Any) -> Library:
+    libraries = {
+        name: library_of(value)
+        for name, value in arguments.items()
+        if isinstance(value, np.ndarray) or library_of(value) == "torch"
+    }
+    if len(set(libraries.values())) > 1:
+        given = ", ".join(f"{name} from {library}" for name, library in libraries.items())
+        raise TypeError(f"all arrays must come from one library, got {given}; convert one of them")
+    return next(iter(libraries.values()), "numpy")
+
+
+def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype == np.float16:
+        return np.dtype(np.float32)
+    return dtype.newbyteorder("=") if dtype in (np.float32, np.float64) else np.dtype(np.float64)
+
+
+def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> None:
+    if np.isnan(array).any() or (array == -allowed_infinity).any():
+        raise ValueError(
+            f"{name} must not contain NaN or {-allowed_infinity}, first seen in row "
+            f"{int(np.argmax((np.isnan(array) | (array == -allowed_infinity)).any(axis=1)))}; "
+            f"only {allowed_infinity} is allowed, for a forbidden pair"
+        )
+    if name == "logits" and np.isinf(array).all(axis=1).any():
+        row = int(np.argmax(np.isinf(array).all(axis=1)))
+        raise ValueError(f"logits row {row} masks every class; leave that sample out")
+
+
+def _number(value: Any, name: str) -> float:
+    array = to_numpy(value, name)
+    if array.size != 1:
+        raise ValueError(f"{name} must be one number, got an array of shape {array.shape}")
+    return float(array.reshape(()))
+
+
+def _positive_number(value: Any, name: str) -> float:
+    number = _number(value, name)
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise ValueError(f"{name} must be a finite number above 0, got {number}")
+    return number
+
+
+def _transported_mass(rho: Any) -> float:
+    number = _number(rho, "rho")
+    if not 0 < number <= 1 + FEW_ROUNDINGS:
+        raise ValueError(f"rho must be in (0, 1], got {number}; it is a fraction of the samples")
+    return min(number, 1.0)
+
+
+def _class_strengths(kl_weight: Any, classes: int) -> Vector:
+    array = to_numpy(kl_weight, "kl_weight").astype(np.float64)
+    if array.shape not in ((), (1,), (classes,)):
+        raise ValueError(
+            f"kl_weight must be a number or one number per class, shape {(classes,)}, "
+            f"got shape {array.shape}"
+        )
+    if not (array >= 1 / LARGEST).all():
+        raise ValueError(
+            f"kl_weight must be above 0 (inf for hard class sizes), got {array.min()}; "
+            "to ignore class sizes, use a small value such as 0.01 * epsilon"
+        )
+    return np.broadcast_to(array, classes)
+
+
+def _semantic_weight(value: Any, has_graph: bool, samples: int) -> float:
+    if value is None:
+        return PUBLISHED_SEMANTIC_STRENGTH * samples if has_graph else 0.0
+    number = _number(value, "semantic_weight")
+    if not 0 <= number <= LARGEST:
+        raise ValueError(f"semantic_weight must be a finite number, 0 or above, got {number}")
+    if number and not has_graph:
+        raise ValueError(
+            f"semantic_weight={number} needs a graph; pass graph=, for example from knn_graph, "
+            "or leave semantic_weight out"
+        )
+    return number
+
+
+def _distribution(value: Any, length: int, name: str) -> Vector:
+    if value is None:
+        return np.full(length, 1.0 / length)
+    array = to_numpy(value, name).astype(np.float64)
+    if array.shape != (length,):
+        raise ValueError(f"{name} must have shape {(length,)} to match cost, got {array.shape}")
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(f"{name} must have finite entries, 0 or above, got {array.min()}")
+    total = float(array.sum())
+    if abs(total - 1) > ROUNDING:
+        raise ValueError(f"{name} must sum to 1, got {total:.9g}; pass {name} / {name}.sum()")
+    return array / total
+
+
+def _require_feasible(problem: Problem) -> None:
+    """Refuse masks that leave no room for the required masses."""
+    forbidden = np.isinf(problem.cost).all(axis=1)
+    available = 1.0 - float(problem.sample_weight[forbidden].sum())
+    if forbidden.any() and (problem.rho == 1 or available < problem.rho):
+        raise ValueError(
+            f"cost forbids every class for {int(forbidden.sum())} samples, which leaves a mass of "
+            f"{available:.6g} for rho = {problem.rho}; lower rho or drop those samples"
+        )
+    stranded = ~problem.reachable & np.isinf(problem.kl_weight) & (problem.prior > 0)
+    if stranded.any():
+        raise ValueError(
+            f"cost forbids class {int(np.argmax(stranded))} to every sample, but kl_weight = inf "
+            "requires its share; set its prior to 0 or its kl_weight to a finite number"
+        )
+    if not (problem.reachable & (problem.prior > 0)).any():
+        raise ValueError("prior is 0 for every class that cost allows; give one of them a share")

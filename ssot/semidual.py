@@ -1,0 +1,335 @@
+"""The inner problem: K + 1 prices by annealed, safeguarded Newton steps on the semi-dual.
+
+With the semantic term linearised, the plan's row i is ``alpha_i softmax((g - [C_i, 0]) / eps)`` for
+the prices g that maximise the smooth concave function
+
+    D(g) = eps sum alpha log alpha - eps sum_i alpha_i lse_i(g) + potential(g).
+
+Its gradient is ``demand - column mass``; one row pass yields value, gradient and curvature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.special import xlogy
+
+from ssot.columns import Columns
+from ssot.kernels.protocol import SUM_ROUNDING, Kernel, Matrix, Plan, RowSums
+from ssot.problem import Problem, Vector
+
+ANNEALING_FACTOR = 4.0
+"""By how much epsilon falls from one level to the next."""
+
+FIRST_LEVEL = 0.01
+"""First epsilon of a cold solve, as a share of the cost's typical spread."""
+
+LEVEL_TOLERANCE = 1e-3
+"""Column residual at which a level before the last is left."""
+
+FIRST_RADIUS = 20.0
+"""Longest price change tried at first, in units of epsilon: a Newton model fails far beyond."""
+
+SMALLEST_RADIUS = 0.3
+"""Shortest radius, in units of epsilon: within it the model is good by the size of exp(0.3)."""
+
+SMALLEST_DAMPING = 1e-8
+"""First Levenberg damping tried when a step is too long, relative to the curvature's diagonal."""
+
+RESCALE_ABOVE = 0.01
+"""Column residual above which a scaling sweep comes before the first Newton step."""
+
+LARGEST_DAMPING = 1e8
+"""Damping at which a step is a sliver of a scaling sweep, and the search for one is given up."""
+
+SUFFICIENT_GAIN = 0.05
+"""Share of the first-order gain in the dual that a step must bring."""
+
+LINE_SEARCH_PASSES = 4
+"""Row passes along one direction before the scaling sweep takes over."""
+
+WARM_PASSES = 40
+"""Row passes after which a warm start counts as misleading and the solve starts cold."""
+
+STALLED_STEPS = 5
+"""Newton steps without progress, at gains below rounding, after which rounding is the limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class InnerSolution:
+    """The plan of the linearised problem.
+
+    Attributes
+    ----------
+    plan : Plan
+        Transported masses, and the masses left in the virtual cluster.
+    prices : (K + 1,) array
+        Of all columns, the virtual cluster last; ``-inf`` for closed ones.
+    residual : float
+        L1 distance between the column masses of the plan and the masses demanded.
+    gap : float
+        Bound on how far the plan is from the optimum of the linearised problem.
+    dual : float
+        The semi-dual ``D(g)``, a lower bound of the linearised problem.
+    passes : int
+        Times the cost was read, the plan included.
+    converged, stalled : bool
+        Whether the tolerance was met; if not, whether rounding is the reason.
+    """
+
+    plan: Plan
+    prices: Vector
+    residual: float
+    gap: float
+    dual: float
+    passes: int
+    converged: bool
+    stalled: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """Prices of the open columns, and what a row pass says about them."""
+
+    prices: Vector
+    mass: Vector
+    demand: Vector
+    dual: float
+    gap: float
+    overlap: NDArray[np.float64]
+
+    @property
+    def gradient(self) -> Vector:
+        return self.demand - self.mass
+
+    @property
+    def residual(self) -> float:
+        return float(np.abs(self.gradient).sum())
+
+
+@dataclass(eq=False)
+class _SemiDual:
+    """The semi-dual of one linearised cost: evaluates points and counts the row passes."""
+
+    kernel: Kernel
+    cost: Matrix
+    columns: Columns
+    weight_entropy: float
+    passes: int = field(default=0, init=False)
+
+    def at(self, prices: Vector, epsilon: float) -> _Point:
+        """Evaluate the dual, its gradient and its curvature by one row pass."""
+        self.passes += 1
+        sums, overlap = self.kernel.row_pass(self.cost, self.columns.expand(prices), epsilon)
+        is_open = self.columns.is_open
+        return self._point(prices, sums, epsilon, overlap[np.ix_(is_open, is_open)])
+
+    def plan_at(self, prices: Vector, epsilon: float) -> tuple[Plan, _Point]:
+        """Return the plan of the prices, and evaluate the dual and its gradient from it."""
+        self.passes += 1
+        plan, sums = self.kernel.plan(self.cost, self.columns.expand(prices), epsilon)
+        return plan, self._point(prices, sums, epsilon, np.empty((0, 0)))
+
+    def meets(self, point: _Point, tol: float) -> bool:
+        """Tell whether residual and gap are within `tol`, the gap as far as it can be known."""
+        rounding = max(self.kernel.resolution, SUM_ROUNDING) * abs(point.dual)
+        return point.residual <= tol and point.gap <= max(tol, rounding)
+
+    def rounding(self, point: _Point) -> float:
+        """Return the size of dual differences that may be rounding errors."""
+        return 8 * self.kernel.resolution * abs(point.dual)
+
+    def _point(
+        self, prices: Vector, sums: RowSums, epsilon: float, overlap: NDArray[np.float64]
+    ) -> _Point:
+        columns, mass = self.columns, sums.column_mass[self.columns.is_open]
+        potential = columns.potential(prices) - sums.log_partition
+        return _Point(
+            prices=prices,
+            mass=mass,
+            demand=columns.demand(prices),
+            dual=potential + epsilon * self.weight_entropy,
+            gap=columns.duality_gap(prices, mass),
+            overlap=overlap,
+        )
+
+
+def solve_inner(
+    kernel: Kernel,
+    cost: Matrix,
+    columns: Columns,
+    problem: Problem,
+    *,
+    tol: float,
+    max_passes: int,
+    warm_prices: Vector | None = None,
+) -> InnerSolution:
+    """Solve the linearised problem to a column residual and a duality gap of at most `tol`.
+
+    A cold solve anneals epsilon from a share of the cost's spread; a warm one starts at the target
+    epsilon from the given K + 1 prices and falls back to annealing when they mislead.
+    """
+    epsilon = problem.epsilon
+    weight_entropy = float(xlogy(problem.sample_weight, problem.sample_weight).sum())
+    semidual = _SemiDual(kernel, cost, columns, weight_entropy)
+
+    def done(point: _Point) -> bool:
+        return semidual.meets(point, tol)
+
+    climb = None
+    if warm_prices is not None:
+        start = columns.restrict(warm_prices)
+        climb = _climb(semidual, start, epsilon, done, min(WARM_PASSES, max_passes))
+    if climb is None or not (climb.done or climb.stalled):
+        start = columns.balance(np.zeros(len(columns.target)))
+        for level in _levels_above(epsilon, kernel.typical_spread(cost)):
+            start = _climb(semidual, start, level, _near_enough, max_passes).point.prices
+        climb = _climb(semidual, start, epsilon, done, max_passes)
+    return _finish(semidual, climb, epsilon, tol)
+
+
+def _levels_above(epsilon: float, spread: float) -> Iterator[float]:
+    level = FIRST_LEVEL * spread
+    while level > epsilon:
+        yield level
+        level /= ANNEALING_FACTOR
+
+
+def _near_enough(point: _Point) -> bool:
+    return point.residual <= LEVEL_TOLERANCE
+
+
+@dataclass(frozen=True, eq=False)
+class _Climb:
+    """Where a series of Newton steps ended: done, stalled by rounding, or out of passes."""
+
+    point: _Point
+    done: bool
+    stalled: bool
+
+
+def _climb(
+    semidual: _SemiDual,
+    prices: Vector,
+    epsilon: float,
+    done: Callable[[_Point], bool],
+    max_passes: int,
+) -> _Climb:
+    """Maximise the semi-dual at one epsilon until `done`."""
+    ascent = _Ascent(semidual, epsilon)
+    point = semidual.at(prices, epsilon)
+    if point.residual > RESCALE_ABOVE:
+        point = ascent.rescale(point)
+    best, idle_steps = point.residual, 0
+    while not done(point) and semidual.passes < max_passes and idle_steps < STALLED_STEPS:
+        point, gain = ascent.advance(point)
+        idle = gain <= semidual.rounding(point) and point.residual > 0.5 * best
+        idle_steps = idle_steps + 1 if idle else 0
+        best = min(best, point.residual)
+    return _Climb(point, done(point), idle_steps >= STALLED_STEPS)
+
+
+class _Ascent:
+    """Newton steps at one epsilon, with the damping and the radius that they have taught."""
+
+    def __init__(self, semidual: _SemiDual, epsilon: float) -> None:
+        self.semidual = semidual
+        self.epsilon = epsilon
+        self.damping = 0.0
+        self.radius = FIRST_RADIUS
+
+    def advance(self, point: _Point) -> tuple[_Point, float]:
+        """Return a point with a larger dual, and the first-order gain that was hoped for."""
+        direction = self.newton_direction(point)
+        length = float(np.abs(direction).max()) / self.epsilon
+        found, step = self._line_search(point, direction)
+        if found is None:
+            found = self.rescale(point)
+            self.radius = max(SMALLEST_RADIUS, step * length)
+        elif step < 1:
+            self.radius = max(SMALLEST_RADIUS, 2 * step * length)
+        else:
+            self.radius = max(self.radius, 3 * length)
+        return found, float(point.gradient @ direction)
+
+    def rescale(self, point: _Point) -> _Point:
+        """Make one sweep of matrix scaling, which cannot lower the dual."""
+        prices = self.semidual.columns.rescale(point.prices, point.mass, self.epsilon)
+        return self.semidual.at(prices, self.epsilon)
+
+    def newton_direction(self, point: _Point) -> Vector:
+        """Return the Levenberg-damped Newton direction of at most `radius` epsilon.
+
+        Damping is raised until the direction fits, which costs no row pass. Columns that neither
+        have nor ask for mass stay put; so does the largest column where a constant can be added to
+        all prices.
+        """
+        columns, epsilon = self.semidual.columns, self.epsilon
+        softness = point.demand * columns.inverse_strength
+        scale = np.maximum(point.mass, point.demand) / epsilon + softness
+        free = scale > 0
+        if columns.has_gauge:
+            free[np.argmax(columns.target)] = False
+        direction = np.zeros(len(free))
+        if not free.any():
+            return direction
+        curvature = (np.diag(point.mass) - point.overlap) / epsilon + np.diag(softness)
+        curvature, scale = curvature[np.ix_(free, free)], np.diag(scale[free])
+        self.damping = self.damping / 100 if self.damping > SMALLEST_DAMPING else 0.0
+        while self.damping < LARGEST_DAMPING:
+            try:
+                factor = cho_factor(curvature + self.damping * scale, check_finite=False)
+                direction[free] = cho_solve(factor, point.gradient[free], check_finite=False)
+                if np.abs(direction).max() <= self.radius * epsilon:
+                    break
+            except LinAlgError:
+                pass
+            self.damping = max(4 * self.damping, SMALLEST_DAMPING)
+        return direction
+
+    def _line_search(self, point: _Point, direction: Vector) -> tuple[_Point | None, float]:
+        """Return a point along the direction where the dual has grown enough, and the step to it.
+
+        The dual is concave, so a slope that is still positive proves growth; otherwise the secant
+        of the slopes shortens the step. At gains below rounding a smaller residual decides.
+        """
+        slope, step = float(point.gradient @ direction), 1.0
+        for _ in range(LINE_SEARCH_PASSES):
+            prices = self.semidual.columns.balance(point.prices + step * direction)
+            trial = self.semidual.at(prices, self.epsilon)
+            trial_slope = float(trial.gradient @ direction)
+            if trial_slope >= 0 or trial.dual - point.dual >= SUFFICIENT_GAIN * step * slope:
+                return trial, step
+            if slope <= self.semidual.rounding(point) and trial.residual < point.residual:
+                return trial, step
+            step *= float(np.clip(slope / (slope - trial_slope), 0.1, 0.7))
+        return None, step
+
+
+def _finish(semidual: _SemiDual, climb: _Climb, epsilon: float, tol: float) -> InnerSolution:
+    """Turn the last point into a plan, one undamped Newton step further on if it is short.
+
+    The plan needs a row pass anyway, so the step is free, and near the solution it squares the
+    error. The masses are those of the plan itself.
+    """
+    ascent = _Ascent(semidual, epsilon)
+    direction = ascent.newton_direction(climb.point)
+    is_short = ascent.damping == 0 and np.abs(direction).max() <= SMALLEST_RADIUS * epsilon
+    prices = semidual.columns.balance(climb.point.prices + direction) if is_short else None
+    plan, final = semidual.plan_at(climb.point.prices if prices is None else prices, epsilon)
+    if final.residual > climb.point.residual and not semidual.meets(final, tol):
+        plan, final = semidual.plan_at(climb.point.prices, epsilon)
+    return InnerSolution(
+        plan=plan,
+        prices=semidual.columns.expand(final.prices),
+        residual=final.residual,
+        gap=final.gap,
+        dual=final.dual,
+        passes=semidual.passes,
+        converged=semidual.meets(final, tol),
+        stalled=climb.stalled,
+    )

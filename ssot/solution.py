@@ -1,0 +1,135 @@
+"""What came out: the plan, what it says about each sample, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ssot.arrays import library_of, to_library
+from ssot.certificate import Certificate
+from ssot.kernels.protocol import Plan, Vector
+from ssot.objective import Objective
+from ssot.problem import FloatArray, Problem, as_cost
+from ssot.status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A plan and everything known about it.
+
+    Arrays come in the caller's own library, NumPy or Torch.
+
+    Attributes
+    ----------
+    problem : Problem
+        What was solved.
+    objective : Objective
+        The objective of the plan by term.
+    status : Status
+        Why the solve ended; ``status.advice`` says what to do next.
+    certificate : Certificate
+        How feasible and how stationary the plan is.
+    backend : str
+        Name of the backend that computed it.
+    seconds : float
+        Wall-clock time of the solve, checks and certificate included.
+    """
+
+    problem: Problem
+    objective: Objective
+    status: Status
+    certificate: Certificate
+    backend: str
+    seconds: float
+    _plan: Plan = field(repr=False)
+    _prices: Vector = field(repr=False)
+
+    @property
+    def plan(self) -> Any:
+        """The plan Q, (N, K), in the dtype of the computation: masses that sum to rho."""
+        return to_library(self._plan.matrix, self.problem.library)
+
+    @property
+    def prices(self) -> Any:
+        """Prices of the K classes and of the virtual cluster, (K + 1,), float64.
+
+        The plan's row i is ``alpha_i softmax((prices - [linearised cost_i, 0]) / epsilon)`` without
+        its last entry. A class that can carry no mass has the price ``-inf``, as has the virtual
+        cluster at rho = 1. Where every class size is hard only differences matter, and the finite
+        prices have mean 0.
+        """
+        return to_library(self._prices, self.problem.library)
+
+    @property
+    def labels(self) -> Any:
+        """The class that receives most of each sample's mass, (N,), int64.
+
+        Samples whose row of the plan is 0, for example because their weight is, get the class that
+        `predict` gives them.
+        """
+        return to_library(self._labels, self.problem.library)
+
+    @property
+    def confidence(self) -> Any:
+        """Labelled fraction of each sample, (N,), in [0, 1]: row mass over sample weight.
+
+        0 for samples without weight.
+        """
+        return to_library(self._confidence, self.problem.library)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Floating-point type of the computation and of the plan."""
+        return self._plan.matrix.dtype  # type: ignore[no-any-return]
+
+    def predict(self, cost: ArrayLike | None = None, *, logits: ArrayLike | None = None) -> Any:
+        """Label samples that were not in the problem, by ``argmax_j prices_j - cost_ij``.
+
+        The semantic term, which needs neighbours, takes no part.
+
+        Parameters
+        ----------
+        cost, logits : (M, K) array
+            Exactly one of them, in the unit and class order of the problem.
+
+        Returns
+        -------
+        (M,) array of int64
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the array is not a valid cost, or has another number of classes.
+        """
+        checked = as_cost(cost, logits)
+        classes = len(self._prices) - 1
+        if checked.shape[1] != classes:
+            raise ValueError(
+                f"{'logits' if cost is None else 'cost'} must have {classes} columns, one for each "
+                f"class of the solved problem, got {checked.shape[1]}"
+            )
+        return to_library(self._nearest(checked), library_of(logits if cost is None else cost))
+
+    def _nearest(self, cost: FloatArray) -> NDArray[np.int64]:
+        nearest: NDArray[np.int64] = (self._prices[:-1] - cost).argmax(axis=1)
+        return nearest
+
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
+        matrix = self._plan.matrix
+        labels: NDArray[np.int64] = matrix.argmax(axis=1)
+        empty = np.flatnonzero(~matrix.any(axis=1))
+        labels[empty] = self._nearest(self.problem.cost[empty])
+        return labels
+
+    @cached_property
+    def _confidence(self) -> FloatArray:
+        matrix, weight = self._plan.matrix, self.problem.sample_weight
+        mass = matrix.sum(axis=1, dtype=np.float64)
+        share = np.divide(mass, weight, out=np.zeros_like(mass), where=weight > 0)
+        confidence: FloatArray = share.clip(max=1.0).astype(matrix.dtype)
+        return confidence

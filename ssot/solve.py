@@ -1,0 +1,216 @@
+"""Problem in, solution out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssot.certificate import certify
+from ssot.kernels import make_kernel
+from ssot.mm import Limits, Start, minimise
+from ssot.problem import GraphLike, Problem
+from ssot.solution import Solution
+from ssot.status import Progress
+
+Callback: TypeAlias = Callable[[Progress], bool | None]
+OnFailure: TypeAlias = Literal["raise", "warn", "return"]
+
+
+class ConvergenceWarning(UserWarning):
+    """A solve ended before its tolerance was met."""
+
+
+class ConvergenceError(RuntimeError):
+    """A solve ended before its tolerance was met, and the caller asked for an exception.
+
+    Attributes
+    ----------
+    solution : Solution
+        The plan so far, with its status and certificate.
+    """
+
+    def __init__(self, message: str, solution: Solution) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+def sp2ot_plan(
+    cost: ArrayLike | None = None, graph: GraphLike | None = None, **options: Any
+) -> Any:
+    """Return the SP²OT plan: how much of each sample's mass each class receives.
+
+    The plan alone of `solve`, which documents every argument.
+
+    Returns
+    -------
+    (N, K) array
+        In the library of `cost`: masses that sum to `rho`, row i at most ``sample_weight[i]``. As
+        pseudo-labels, divide by the sample weights: ``N * plan`` for uniform ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ssot import sp2ot_plan
+    >>> plan = sp2ot_plan(np.array([[0.1, 2.0], [1.5, 0.3], [0.9, 0.8]]), rho=0.5)
+    >>> plan.shape, round(float(plan.sum()), 6)
+    ((3, 2), 0.5)
+    """
+    return solve(cost, graph, **options).plan
+
+
+def solve(
+    cost: ArrayLike | None = None,
+    graph: GraphLike | None = None,
+    *,
+    logits: ArrayLike | None = None,
+    rho: float = 1.0,
+    epsilon: float = 0.1,
+    kl_weight: ArrayLike = 1.0,
+    semantic_weight: float | None = None,
+    prior: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    tol: float = 1e-6,
+    max_steps: int = 200,
+    max_passes: int = 2000,
+    init: Solution | None = None,
+    callback: Callback | None = None,
+    on_failure: OnFailure = "warn",
+    backend: str = "auto",
+) -> Solution:
+    """Solve a semantic-regularised progressive partial optimal-transport problem.
+
+    One function for the whole family: ``semantic_weight=0`` is P²OT; with ``rho=1`` that is
+    semi-relaxed unbalanced transport, and with ``kl_weight=inf`` too balanced Sinkhorn;
+    ``kl_weight=inf`` alone is partial transport.
+
+    Parameters
+    ----------
+    cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight
+        The problem; see `Problem` for the formula, shapes, units and ranges.
+    tol : float
+        Stop when the stationarity gap (in the objective's unit), the column residual and the mass
+        error (L1, of a total mass of 1) are at most this. 1e-9 to 1e-4; in float32 not below 1e-6.
+        Default 1e-6.
+    max_steps : int
+        Most majorise-minimise steps. Default 200; 5 to 50 are usual.
+    max_passes : int
+        Most times that the cost is read, over all steps. Default 2000; 10 to 100 are usual.
+    init : Solution, optional
+        A solution to start from, of a problem with the same classes. Its prices are used, and its
+        plan as well if it has the same samples.
+    callback : callable, optional
+        Called with a `Progress` at each outer step; stops the solve by returning True.
+    on_failure : {"warn", "raise", "return"}
+        What to do when the tolerance is not met: issue a `ConvergenceWarning`, raise a
+        `ConvergenceError`, or leave it to the caller to look at ``status``. Default "warn".
+    backend : {"auto", "numpy"}
+        What computes. Default "auto", the fastest that is installed.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before any work, naming the argument, what was given and how to fix it.
+    ConvergenceError
+        If the solve fails and `on_failure` is "raise".
+
+    References
+    ----------
+    SP²OT, arXiv 2404.03446; P²OT, arXiv 2401.09266.
+    """
+    problem = Problem(
+        cost,
+        graph,
+        logits=logits,
+        rho=rho,
+        epsilon=epsilon,
+        kl_weight=kl_weight,
+        semantic_weight=semantic_weight,
+        prior=prior,
+        sample_weight=sample_weight,
+    )
+    return solve_problem(
+        problem,
+        tol=tol,
+        max_steps=max_steps,
+        max_passes=max_passes,
+        init=init,
+        callback=callback,
+        on_failure=on_failure,
+        backend=backend,
+    )
+
+
+def solve_problem(
+    problem: Problem,
+    *,
+    tol: float = 1e-6,
+    max_steps: int = 200,
+    max_passes: int = 2000,
+    init: Solution | None = None,
+    callback: Callback | None = None,
+    on_failure: OnFailure = "warn",
+    backend: str = "auto",
+) -> Solution:
+    """Solve a `Problem` that is already made and checked; see `solve` for the arguments."""
+    began = time.perf_counter()
+    _check_options(tol, max_steps, max_passes, on_failure)
+    start = _start(init, problem)
+    kernel = make_kernel(problem, backend)
+    outcome = minimise(problem, kernel, Limits(tol, max_steps, max_passes), start, callback)
+    certificate = certify(problem, kernel, outcome)
+    solution = Solution(
+        problem=problem,
+        objective=outcome.objective,
+        status=outcome.status,
+        certificate=certificate,
+        backend=kernel.name,
+        seconds=time.perf_counter() - began,
+        _plan=outcome.plan,
+        _prices=outcome.prices,
+    )
+    if not outcome.status.is_success and on_failure != "return":
+        message = (
+            f"{outcome.status.advice} (stationarity gap {outcome.gap:.2g}, column residual "
+            f"{certificate.column_residual:.2g}, mass error {certificate.mass_error:.2g}, "
+            f"tol {tol:.2g})"
+        )
+        if on_failure == "raise":
+            raise ConvergenceError(message, solution)
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+    return solution
+
+
+def _check_options(tol: float, max_steps: int, max_passes: int, on_failure: str) -> None:
+    if not 0 < tol < np.inf:
+        raise ValueError(f"tol must be a finite number above 0, got {tol}")
+    for name, value in (("max_steps", max_steps), ("max_passes", max_passes)):
+        if value < 1 or value != int(value):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    if on_failure not in get_args(OnFailure):
+        raise ValueError(f"on_failure must be one of {get_args(OnFailure)}, got {on_failure!r}")
+
+
+def _start(init: Solution | None, problem: Problem) -> Start:
+    if init is None:
+        return Start()
+    if not isinstance(init, Solution):
+        raise TypeError(f"init must be a Solution returned by solve, got {type(init).__name__}")
+    classes, classes_before = problem.cost.shape[1], init.problem.cost.shape[1]
+    if classes != classes_before:
+        raise ValueError(
+            f"init must have the classes of the problem, {classes}, got a solution of "
+            f"{classes_before}; leave it out to start cold"
+        )
+    prices = np.asarray(init._prices)
+    if init.problem.cost.shape != problem.cost.shape:
+        return Start(prices)
+    return Start(prices, init._plan.matrix.astype(problem.cost.dtype, copy=False))

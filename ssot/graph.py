@@ -28,9 +28,8 @@ Values: TypeAlias = NDArray[np.float64]
 LARGEST_EXACT = 100_000
 """Number of samples up to which ``method="auto"`` searches exactly.
 
-The exact search takes time proportional to N^2: about 10 s at N = 50,000 and 40 s at N = 100,000
-for 64 features on two cores. The approximate one takes about 10 s at N = 100,000, after half a
-minute of compilation in every new process.
+The exact search takes time proportional to N^2: about 12 s at N = 50,000 for 64 features on two
+cores. The approximate one takes 4 s there, after half a minute of compilation in every new process.
 """
 
 NEGLIGIBLE = 1e-30
@@ -98,8 +97,9 @@ def knn_graph(
         confident rows of the plan rather than agreement. Default False.
     method : {"auto", "exact", "approximate"}
         Exact search by scikit-learn or approximate search by PyNNDescent, which misses a few per
-        cent of the neighbours but weighs those it finds exactly. Default "auto": exact up to
-        N = 100,000 (`ssot.graph.LARGEST_EXACT`) and wherever PyNNDescent is not installed.
+        cent of the neighbours (more among features without structure) but weighs those it finds
+        exactly. Default "auto": exact up to N = 100,000 (`ssot.graph.LARGEST_EXACT`) and wherever
+        PyNNDescent is not installed.
     random_state : int, optional
         Seed of the approximate search, 0 to 2^32 - 1; None draws a new one in each call. Default 0.
 
@@ -117,7 +117,7 @@ def knn_graph(
     ValueError
         If `features` is not two-dimensional and finite, or another argument is out of its range.
     ImportError
-        If scikit-learn, or PyNNDescent where asked for, is missing: ``pip install ssot[graph]``.
+        If scikit-learn, or PyNNDescent where asked for, is missing: the extra ``graph`` has both.
 
     Notes
     -----
@@ -237,11 +237,11 @@ def _is_approximate(method: Method, samples: int) -> bool:
     if method == "approximate":
         raise ImportError(
             "method='approximate' needs PyNNDescent, which is not installed: "
-            "pip install ssot[graph]"
+            "pip install pynndescent"
         )
     logger.warning(
         "PyNNDescent is not installed: searching the neighbours of %d samples exactly, in time "
-        "proportional to the square of that; pip install ssot[graph] for a faster search",
+        "proportional to the square of that; pip install pynndescent for a faster search",
         samples,
     )
     return False
@@ -292,7 +292,7 @@ def _search(points: Points, queries: Points, count: int) -> Indices:
         from sklearn import config_context
         from sklearn.neighbors import NearestNeighbors
     except ImportError as error:
-        raise ImportError("knn_graph needs scikit-learn: pip install ssot[graph]") from error
+        raise ImportError("knn_graph needs scikit-learn: pip install scikit-learn") from error
     index = NearestNeighbors(n_neighbors=count).fit(points)
     with config_context(working_memory=SEARCH_MEMORY):
         found: Indices = index.kneighbors(queries, return_distance=False)
@@ -377,8 +377,7 @@ def _assemble(
     graph = sparse.csr_array(
         (weights.ravel(), neighbours.ravel(), starts), shape=(samples, samples)
     )
-    graph.sort_indices()
     if symmetrize:
         graph = ((graph + graph.T) * 0.5).tocsr()
-    graph.sum_duplicates()
+    graph.sum_duplicates()  # sorts the indices; there are no duplicates
     return graph

@@ -27,8 +27,8 @@ from ssot.status import Progress, Status
 
 logger = logging.getLogger(__name__)
 
-INNER_SHARE = 0.05
-"""Inner tolerance as a share of the last outer gap: less accuracy would blur the gap."""
+INNER_SHARE = 0.5
+"""Inner tolerance as a share of the last outer gap; its last Newton step then squares the error."""
 
 SMALLEST_TOLERANCE = 1e-13
 """Inner tolerance that float64 sums can still meet."""

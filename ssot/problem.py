@@ -34,7 +34,7 @@ FEW_ROUNDINGS = 1e-9
 """How far above 1 a computed `rho` may be and still mean 1."""
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Problem:
     r"""A semantic-regularised progressive partial optimal-transport problem, checked and frozen.
 
@@ -129,6 +129,13 @@ class Problem:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         _require_feasible(self)
+
+    def __repr__(self) -> str:
+        samples, classes = self.cost.shape
+        return (
+            f"Problem(samples={samples}, classes={classes}, dtype={self.cost.dtype}, "
+            f"rho={self.rho:g}, epsilon={self.epsilon:g}, semantic_weight={self.semantic_weight:g})"
+        )
 
     @property
     def has_semantics(self) -> bool:

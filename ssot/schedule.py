@@ -13,6 +13,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+from ssot.problem import PUBLISHED_SEMANTIC_STRENGTH
+
 
 def sigmoid_ramp(progress: float, start: float = 0.1) -> float:
     r"""Return the published transported mass: slow at first, fast, and slow again near 1.
@@ -104,7 +106,9 @@ def cosine_ramp(progress: float, start: float = 0.1) -> float:
     return _rise(start, math.sin(0.5 * math.pi * _progress(progress)) ** 2)
 
 
-def semantic_weight(rho: float, n_samples: int, strength: float = 0.2) -> float:
+def semantic_weight(
+    rho: float, n_samples: int, strength: float = PUBLISHED_SEMANTIC_STRENGTH
+) -> float:
     r"""Return the published strength of the graph, ``strength * n_samples * (1 - rho)``.
 
     It falls to 0 as the transported mass grows to 1. The factor `n_samples` makes a strength mean

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import threadpoolctl
 from tolerances import SETTINGS
 
 DATA = Path(__file__).parent / "data"
@@ -12,3 +13,10 @@ DATA = Path(__file__).parent / "data"
 def setting(request):
     """Every backend and dtype, with the tolerances to hold it to."""
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread():
+    """Keep the small products of the tests from waiting for cores that other processes hold."""
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield

@@ -111,6 +111,12 @@ def test_by_default_the_median_edge_weighs_the_root_of_one_over_e():
     assert np.median(knn_graph(normal(101), 3).data) == pytest.approx(np.exp(-0.5))
 
 
+def test_duplicates_do_not_count_in_the_default_bandwidth():
+    graph = knn_graph(np.repeat(normal(101), 3, axis=0), 3)  # two duplicates and another sample
+    assert np.median(graph.data) == 1
+    assert np.median(graph.data[graph.data < 1]) == pytest.approx(np.exp(-0.5))
+
+
 def test_the_default_k_is_the_published_one_and_is_checked():
     assert (np.diff(knn_graph(normal(21)).indptr) == 20).all()
     with pytest.raises(ValueError, match=r"^k must be from 1 to 19"):
@@ -185,12 +191,13 @@ def test_symmetrize_averages_with_the_transpose(kernel):
 @every_kernel
 @pytest.mark.parametrize("symmetrize", [False, True])
 def test_include_self_adds_a_diagonal_of_ones(kernel, symmetrize):
-    features = normal(50)
+    features = normal(50).astype(np.float32)
     options = {"kernel": kernel, "symmetrize": symmetrize}
     without = knn_graph(features, 5, **options)
     assert (without.diagonal() == 0).all()
     with_self = knn_graph(features, 5, include_self=True, **options)
     assert with_self.has_canonical_format
+    assert with_self.dtype == without.dtype == np.float32
     np.testing.assert_array_equal(with_self.toarray(), without.toarray() + np.eye(50))
 
 
@@ -318,6 +325,26 @@ def test_tensors(dtype):
     np.testing.assert_allclose(graph.toarray(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_tensor_is_detached_and_brought_to_the_cpu():
+    features = normal(40)
+    on_device = types.SimpleNamespace(cpu=lambda: features)
+    graph = knn_graph(types.SimpleNamespace(detach=lambda: on_device), 5)
+    np.testing.assert_array_equal(graph.toarray(), knn_graph(features, 5).toarray())
+
+
+@every_kernel
+def test_sparse_entries_given_in_parts_are_summed(kernel):
+    features = normal(40, 8)
+    parts = [features - 3, np.full_like(features, 3)]
+    columns = np.tile(np.arange(8), (40, 2))
+    in_parts = sparse.csr_array(
+        (np.hstack(parts).ravel(), columns.ravel(), np.arange(0, 641, 16)), shape=(40, 8)
+    )
+    graph = knn_graph(in_parts, 5, kernel=kernel)
+    expected = knn_graph(features, 5, kernel=kernel)
+    np.testing.assert_allclose(graph.toarray(), expected.toarray(), rtol=1e-12)
+
+
 @every_kernel
 def test_features_are_not_modified(kernel):
     dense = normal(30)
@@ -387,6 +414,7 @@ def test_extreme_bandwidths_give_weights_of_zero_or_one(bandwidth):
         (np.where(np.eye(5), np.nan, 0.0), ValueError, "5 entries"),
         (np.where(np.eye(5), np.inf, 0.0), ValueError, "nan_to_num"),
         (sparse.csr_array(np.diag([1, np.nan, -np.inf])), ValueError, "2 entries"),
+        (sparse.csr_array(([1e308, 1e308], [0, 0], [0, 2, 2])), ValueError, "1 entries"),
     ],
 )
 def test_bad_features(features, error, fix):
@@ -453,12 +481,12 @@ def test_without_pynndescent_only_a_demand_for_it_fails(monkeypatch, caplog):
         exact = knn_graph(features, 3, method="exact")
         assert not caplog.records
         graph = knn_graph(features, 3)
-    assert "pip install ssot[graph]" in caplog.text
+    assert "pip install pynndescent" in caplog.text
     np.testing.assert_array_equal(graph.toarray(), exact.toarray())
 
 
 class FlawedSearch:
-    """A search with PyNNDescent's interface that leaves two rows incomplete."""
+    """A search with PyNNDescent's interface that leaves three rows imperfect."""
 
     seeds: list[int]
 
@@ -466,8 +494,9 @@ class FlawedSearch:
         self.seeds.append(random_state)
         difference = points[:, None] - points[None]
         found = np.argsort((difference**2).sum(axis=2), axis=1)[:, :n_neighbors]
-        found[3, 2:] = -1
+        found[3, -1] = -1
         found[5, 2] = found[5, 1]
+        found[7] = np.argsort((difference[7] ** 2).sum(axis=1))[1 : n_neighbors + 1]  # not itself
         self.neighbor_graph = found.astype(np.int32), None
 
 
@@ -482,7 +511,7 @@ def flawed_search(monkeypatch):
 
 
 @every_kernel
-def test_rows_that_the_approximate_search_leaves_incomplete_are_completed(kernel, flawed_search):
+def test_imperfect_rows_of_the_approximate_search_are_repaired(kernel, flawed_search):
     features = normal(30)
     graph = knn_graph(features, 4, kernel=kernel, method="approximate", random_state=7)
     assert flawed_search.seeds == [7]

@@ -1,0 +1,349 @@
+"""Laws of the problem that hold whatever its solution is."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import (
+    CONVEX_CASES,
+    LINEAR_CASES,
+    PROFILE,
+    SEEDS,
+    class_divergence,
+    convex_threshold,
+    distance,
+    distance_bound,
+    linear_case,
+    objective_terms,
+    random_graph,
+    run,
+    run_case,
+    strong_options,
+    symmetrised,
+    tightest,
+    without_graph,
+)
+from scipy import sparse
+from tolerances import SETTINGS
+
+from ssot import Problem, Status
+
+REFERENCE = SETTINGS[0]
+CASES = LINEAR_CASES | CONVEX_CASES
+
+
+def solve_tightly(setting, case, **changes):
+    """Solve a known answer, with some of its options changed, to the accuracy of `apart`."""
+    tol = setting.tolerance.solve if case.graph is None else tightest(setting)
+    options = {"tol": tol} | case.options | changes
+    return run(setting, options.pop("cost", case.cost), options.pop("graph", case.graph), **options)
+
+
+def apart(setting, case):
+    """Return how far apart two solutions of a problem may be that were both solved tightly."""
+    if case.graph is None:
+        return setting.tolerance.plan
+    bound = distance_bound(tightest(setting), case.options["epsilon"], case.convexity)
+    return 2 * bound + setting.tolerance.plan
+
+
+# Symmetries
+
+
+@given(case=CASES, seed=SEEDS)
+@PROFILE
+def test_at_full_mass_a_constant_on_a_row_of_the_cost_changes_nothing(setting, case, seed):
+    alpha = case.options["sample_weight"]
+    shift = np.random.default_rng(seed).integers(-2, 3, size=len(alpha))
+    full_mass = {"rho": 1.0}
+    solution = solve_tightly(setting, case, **full_mass)
+    shifted = solve_tightly(setting, case, **full_mass, cost=case.cost + shift[:, None])
+    assert distance(shifted.plan, solution.plan) <= apart(setting, case)
+    difference = shifted.objective.total - solution.objective.total
+    assert difference == pytest.approx(alpha @ shift, abs=10 * setting.tolerance.value)
+
+
+@given(case=CASES, seed=SEEDS)
+@PROFILE
+def test_permuted_samples_and_classes_give_the_permuted_plan(setting, case, seed):
+    rng = np.random.default_rng(seed)
+    rows, columns = map(rng.permutation, case.cost.shape)
+    permuted = solve_tightly(
+        setting,
+        case,
+        cost=case.cost[rows][:, columns],
+        graph=None if case.graph is None else case.graph[rows][:, rows],
+        prior=case.options["prior"][columns],
+        kl_weight=case.options["kl_weight"][columns],
+        sample_weight=case.options["sample_weight"][rows],
+    )
+    solution = solve_tightly(setting, case)
+    assert distance(permuted.plan, solution.plan[rows][:, columns]) <= apart(setting, case)
+
+
+@given(case=CASES, unit=st.sampled_from([1.0, 7.0, 1e4]))
+@PROFILE
+def test_the_unit_of_the_cost_does_not_matter(setting, case, unit):
+    names = ("epsilon", "kl_weight", "semantic_weight")
+    scaled_options = {name: unit * case.options[name] for name in names if name in case.options}
+    solution = solve_tightly(setting, case)
+    scaled = solve_tightly(setting, case, cost=unit * case.cost, **scaled_options)
+    assert distance(scaled.plan, solution.plan) <= apart(setting, case)
+    expected = unit * solution.objective.total
+    allowed = 10 * unit * setting.tolerance.value
+    assert scaled.objective.total == pytest.approx(expected, abs=allowed)
+
+
+@given(case=LINEAR_CASES, seed=SEEDS)
+@PROFILE
+def test_a_sample_may_be_split_into_two_of_half_its_weight(setting, case, seed):
+    split = int(np.random.default_rng(seed).integers(len(case.cost)))
+    alpha = case.options["sample_weight"].copy()
+    alpha[split] /= 2
+    solution = run_case(setting, case)
+    after = solve_tightly(
+        setting,
+        case,
+        cost=np.vstack([case.cost, case.cost[split]]),
+        sample_weight=np.append(alpha, alpha[split]),
+    )
+    merged = after.plan[:-1].copy()
+    merged[split] += after.plan[-1]
+    assert distance(merged, solution.plan) <= 2 * setting.tolerance.plan
+    assert after.labels[-1] == after.labels[split]
+    # Each x log x becomes 2 (x/2) log (x/2) = x log x - x log 2, and the row's x sum to 2 alpha.
+    expected = -case.options["epsilon"] * 2 * alpha[split] * np.log(2)
+    change = after.objective.total - solution.objective.total
+    assert change == pytest.approx(expected, abs=10 * setting.tolerance.value)
+
+
+@given(case=CONVEX_CASES)
+@PROFILE
+def test_a_graph_may_come_in_any_form(setting, case):
+    plan = solve_tightly(setting, case).plan
+    dense = case.graph.toarray()
+    k = max(1, int((dense != 0).sum(axis=1).max()))
+    neighbours = np.argsort(dense == 0, axis=1, kind="stable")[:, :k]
+    weights = np.take_along_axis(dense, neighbours, axis=1)
+    forms = [
+        dense,
+        (neighbours, weights),
+        dense.T.copy(),
+        symmetrised(case.graph),
+        np.triu(dense + dense.T, 1),
+        sparse.coo_array(dense),
+        sparse.csc_matrix(dense),
+    ]
+    for graph in forms:
+        assert distance(solve_tightly(setting, case, graph=graph).plan, plan) <= apart(
+            setting, case
+        )
+
+
+@given(case=CASES)
+@PROFILE
+def test_every_backend_and_dtype_agrees_with_the_first(setting, case):
+    solution, reference = solve_tightly(setting, case), solve_tightly(REFERENCE, case)
+    assert solution.plan.dtype == setting.dtype
+    allowed = apart(setting, case) + apart(REFERENCE, case)
+    assert distance(solution.plan, reference.plan) <= allowed
+
+
+# Limits
+
+
+@pytest.mark.parametrize("rho", [0.4, 1.0])
+def test_a_large_kl_weight_is_a_hard_class_size(setting, rho):
+    case = linear_case(3, rho=rho, kl_weight=np.inf)
+    nearly_hard = run(setting, case.cost, **(case.options | {"kl_weight": 1e8}))
+    # The demand exp(-price / 1e8) differs from the hard one by 1e-8 for prices of size 1.
+    assert distance(nearly_hard.plan, case.plan) <= setting.tolerance.plan + 1e-7
+
+
+def test_a_small_semantic_weight_is_none(setting):
+    case = linear_case(4)
+    graph = random_graph(4, len(case.cost))
+    weak = run(setting, case.cost, graph, semantic_weight=1e-9, **case.options)
+    # It moves no cost by more than 1e-8, an epsilon-th part of which is the change of a row.
+    allowed = distance_bound(setting.tolerance.solve, case.options["epsilon"], convexity=1.0)
+    assert distance(weak.plan, case.plan) <= allowed + 1e-6
+
+
+@given(case=CASES)
+@PROFILE
+def test_no_semantic_weight_is_no_graph(setting, case):
+    linear = run(setting, case.cost, **without_graph(case.options))
+    options = case.options | {"semantic_weight": 0.0}
+    silenced = run(setting, case.cost, random_graph(0, len(case.cost)), **options)
+    np.testing.assert_array_equal(silenced.plan, linear.plan)
+    assert silenced.objective.semantic == 0
+
+
+@pytest.mark.parametrize("kl_weight", [0.5, np.inf])
+def test_nearly_all_mass_is_nearly_the_plan_of_all_mass(setting, kl_weight):
+    case = linear_case(5, rho=1.0, kl_weight=kl_weight)
+    options = case.options | {"rho": 1 - 1e-8}
+    nearly = run(setting, case.cost, **options)
+    # The missing mass comes from one class and is made up for by a chain of the others.
+    allowed = setting.tolerance.plan + 2 * len(case.prices) * 1e-8
+    assert distance(nearly.plan, case.plan) <= allowed
+
+
+# Descent
+
+
+def strong_problem(seed, samples=20, classes=4):
+    """Return a cost, an indefinite graph with negative edges, and options that make it dominate."""
+    rng = np.random.default_rng(seed)
+    cost = rng.random((samples, classes))
+    return cost, random_graph(seed, samples), strong_options(rng, samples)
+
+
+@given(seed=SEEDS, samples=st.integers(2, 25), classes=st.integers(1, 5))
+@PROFILE
+def test_the_objective_never_rises(setting, seed, samples, classes):
+    cost, graph, options = strong_problem(seed, samples, classes)
+    seen = []
+    solution = run(
+        setting,
+        cost,
+        graph,
+        on_failure="return",
+        callback=lambda progress: seen.append(progress),
+        **options,
+    )
+    history = np.array(solution.certificate.objective_history)
+    assert (np.diff(history) <= 0).all()
+    assert history[-1] == solution.objective.total
+    assert len(history) == solution.certificate.outer_steps + 1
+    objectives = [progress.objective for progress in seen]
+    assert sorted(objectives, reverse=True) == objectives
+    assert set(objectives) <= set(history)
+    assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
+    assert all(progress.gap >= 0 for progress in seen)
+    passes = [progress.row_passes for progress in seen]
+    assert passes == sorted(passes)
+    assert passes[-1] <= solution.certificate.row_passes
+
+
+@given(seed=SEEDS)
+@PROFILE
+def test_steps_made_one_by_one_never_raise_the_objective_either(setting, seed):
+    cost, graph, options = strong_problem(seed)
+    options |= {"max_steps": 1, "on_failure": "return"}
+    solution = run(setting, cost, graph, **options)
+    for _ in range(5):
+        following = run(setting, cost, graph, init=solution, **options)
+        # Masses missed by the tolerance of the first inner solve are worth about as much.
+        allowed = 10 * setting.tolerance.value + following.certificate.column_residual
+        assert following.objective.total <= solution.objective.total + allowed
+        solution = following
+
+
+def test_two_samples_that_would_swap_their_labels_for_ever(setting):
+    """Each follows the other, so that full steps exchange the two rows of the plan."""
+    cost = np.array([[0.0, 0.1], [0.1, 0.0]])
+    swap = np.array([[0.0, 1.0], [1.0, 0.0]])
+    options = {"epsilon": 0.05, "kl_weight": np.inf, "semantic_weight": 1.0}
+
+    def linear(plan):
+        return run(setting, cost - 2 * swap @ plan, epsilon=0.05, kl_weight=np.inf).plan
+
+    first = linear(np.zeros((2, 2)))
+    second = linear(first)
+    problem = Problem(cost, swap, **options)
+    full_step = sum(objective_terms(problem, second)) - sum(objective_terms(problem, first))
+    assert full_step > 0.01
+    solution = run(setting, cost, swap, **options)
+    # Half and half is the only plan that satisfies both the graph and the class sizes.
+    allowed = distance_bound(setting.tolerance.solve, 0.05, convexity=1.0)
+    history = solution.certificate.objective_history
+    assert (np.diff(history) <= 0).all()
+    assert history[-1] < history[0] - 0.01
+    assert distance(solution.plan, second) > allowed
+
+
+@given(seed=SEEDS, rho=st.sampled_from([0.3, 1.0]))
+@PROFILE
+def test_a_larger_kl_weight_brings_the_class_sizes_closer_to_the_prior(setting, seed, rho):
+    case = linear_case(seed, samples=20, rho=rho)
+    divergences = []
+    for kl_weight in (0.01, 0.1, 1.0, 10.0, np.inf):
+        solution = run(setting, case.cost, **(case.options | {"kl_weight": kl_weight}))
+        divergences.append(class_divergence(solution.problem, solution.plan))
+    assert (np.diff(divergences) <= setting.tolerance.value).all()
+    assert divergences[-1] <= setting.tolerance.value < divergences[0]
+
+
+# Starts and stops
+
+
+@given(case=CASES, seed=SEEDS)
+@PROFILE
+def test_a_warm_start_gives_the_same_plan_for_fewer_row_passes(setting, case, seed):
+    cold = solve_tightly(setting, case)
+    nudge = 1e-4 * np.random.default_rng(seed).normal(size=case.cost.shape)
+    before = solve_tightly(setting, case, cost=case.cost + nudge)
+    warm = solve_tightly(setting, case, init=before)
+    assert distance(warm.plan, cold.plan) <= apart(setting, case)
+    assert warm.certificate.row_passes <= cold.certificate.row_passes
+
+
+@given(case=CASES)
+@PROFILE
+def test_a_solution_is_its_own_best_start(setting, case):
+    solution = solve_tightly(setting, case)
+    again = solve_tightly(setting, case, init=solution)
+    assert again.certificate.outer_steps == 0
+    assert again.certificate.row_passes <= 6
+    assert distance(again.plan, solution.plan) <= apart(setting, case)
+
+
+def test_a_start_may_come_from_other_samples_or_another_rho(setting):
+    case = linear_case(7, samples=40)
+    half = {"sample_weight": None, "cost": case.cost[::2]}
+    solution = solve_tightly(setting, case)
+    for before in (solve_tightly(setting, case, **half), solve_tightly(setting, case, rho=1.0)):
+        warm = solve_tightly(setting, case, init=before)
+        assert distance(warm.plan, solution.plan) <= 2 * setting.tolerance.plan
+
+
+def test_a_callback_can_stop_the_solve(setting):
+    cost, graph, options = strong_problem(1)
+    stopped = run(setting, cost, graph, callback=lambda progress: progress.step == 1, **options)
+    assert stopped.status is Status.STOPPED
+    assert stopped.certificate.outer_steps == 1
+    to_the_end = run(setting, cost, graph, callback=lambda progress: None, **options)
+    assert to_the_end.status is Status.CONVERGED
+    assert to_the_end.certificate.objective_history[:2] == stopped.certificate.objective_history
+
+
+# Convexity
+
+
+@pytest.mark.parametrize("samples", [2, 5, 64, 65, 120])
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_provable_convexity_is_that_of_the_dense_eigenvalues(setting, samples, is_signed):
+    graph = random_graph(samples, samples, signed=is_signed)
+    alpha = np.random.default_rng(samples).dirichlet(np.ones(samples))
+    threshold = convex_threshold(symmetrised(graph), alpha, 0.1)
+    for factor in (0.01, 1 - 1e-4, 1 + 1e-4, 100.0):
+        solution = run(
+            setting,
+            np.zeros((samples, 2)),
+            graph,
+            epsilon=0.1,
+            sample_weight=alpha,
+            semantic_weight=factor * threshold,
+            max_steps=1,
+            on_failure="return",
+        )
+        assert solution.certificate.provably_convex == (factor < 1)
+
+
+def test_a_graph_of_repulsion_alone_is_convex_at_any_strength(setting):
+    graph = random_graph(0, 80, signed=False)
+    w = symmetrised(graph)
+    laplacian = sparse.csr_array(w - np.diag(w.sum(axis=1)))
+    options = {"semantic_weight": 1e3, "max_steps": 1, "on_failure": "return"}
+    assert run(setting, np.zeros((80, 2)), laplacian, **options).certificate.provably_convex

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 Library: TypeAlias = Literal["numpy", "torch"]
 
@@ -29,11 +30,13 @@ def to_numpy(value: Any, name: str) -> NDArray[Any]:
     """
     if library_of(value) == "torch":
         value = _tensor_to_numpy(value, name)
+    if sparse.issparse(value):
+        raise TypeError(f"{name} must be a dense array, got a sparse one; pass {name}.toarray()")
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
             raise ValueError(
-                f"{name} has masked entries; fill them first, for example "
-                f"{name}.filled(numpy.inf) to forbid them in a cost"
+                f"{name} has masked entries; fill them first with {name}.filled(value), where inf "
+                "forbids a pair in a cost and 0 leaves out an edge or a weight"
             )
         value = value.data
     try:
@@ -46,6 +49,22 @@ def to_numpy(value: Any, name: str) -> NDArray[Any]:
             f"convert it with numpy.asarray({name}, dtype=float)"
         )
     return array
+
+
+def to_number(value: Any, name: str) -> float:
+    """Return `value` as a float, or say that it is not one number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `value` is not one real number.
+    """
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    array = to_numpy(value, name)
+    if array.size != 1:
+        raise ValueError(f"{name} must be one number, got an array of shape {array.shape}")
+    return float(array.reshape(()))
 
 
 def to_library(array: NDArray[Any], library: Library) -> Any:
@@ -65,7 +84,7 @@ def _tensor_to_numpy(value: Any, name: str) -> NDArray[Any]:
         )
     if value.layout is not sys.modules["torch"].strided:
         raise TypeError(f"{name} is a sparse tensor; pass a dense tensor, or a SciPy sparse array")
-    value = value.detach()
+    value = value.detach().resolve_conj().resolve_neg()
     half_precision = value.is_floating_point() and value.element_size() < np.float32().itemsize
     array: NDArray[Any] = (value.float() if half_precision else value).numpy()
     return array

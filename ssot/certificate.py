@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import sparse
@@ -37,7 +37,8 @@ class Certificate:
     relative_stationarity_gap : float
         The same over the sum of the magnitudes of the objective's terms.
     objective_history : tuple of float
-        Objective at the start and after each outer step; it never rises.
+        Objective at the start and after each outer step, corrected to first order for the mass that
+        a plan lacks (at most `mass_error` times a price); it never rises.
     row_passes : int
         Times the cost was read.
     provably_convex : bool
@@ -51,7 +52,7 @@ class Certificate:
     inner_gap: float
     stationarity_gap: float
     relative_stationarity_gap: float
-    objective_history: tuple[float, ...]
+    objective_history: tuple[float, ...] = field(repr=False)
     row_passes: int
     provably_convex: bool
 
@@ -74,7 +75,7 @@ def certify(problem: Problem, kernel: Kernel, outcome: Outcome) -> Certificate:
         column_residual=float(np.abs(class_mass - demand[:-1]).sum()),
         inner_gap=outcome.inner_gap,
         stationarity_gap=outcome.gap,
-        relative_stationarity_gap=outcome.gap / outcome.objective.scale,
+        relative_stationarity_gap=outcome.gap / (outcome.objective.scale or 1.0),
         objective_history=outcome.history,
         row_passes=outcome.passes,
         provably_convex=is_provably_convex(problem),

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import exprel, kl_div, logsumexp
+from scipy.special import exprel, logsumexp
 
+from ssot.objective import kl_divergence
 from ssot.problem import Problem, Vector
 
 SHIFT_STEPS = 50
@@ -33,12 +34,17 @@ class Columns:
         ``rho prior_j``, and ``1 - rho``.
     inverse_strength : array
         ``1 / kl_weight_j``, and 0.
+    soft_mass : float
+        Sum of the targets of all soft columns, open or not.
+    stranded_cost : float
+        What the classes that no sample may join add to the objective by staying empty.
     """
 
     is_open: NDArray[np.bool_]
     target: Vector
     inverse_strength: Vector
     soft_mass: float
+    stranded_cost: float
 
     @classmethod
     def of(cls, problem: Problem) -> Columns:
@@ -47,7 +53,9 @@ class Columns:
         inverse_strength = np.append(1.0 / problem.kl_weight, 0.0)
         is_open = (target > 0) & np.append(problem.reachable, True)
         soft_mass = float(target[inverse_strength > 0].sum())
-        return cls(is_open, target[is_open], inverse_strength[is_open], soft_mass)
+        stranded = ~is_open & (target > 0)
+        stranded_cost = float((target[stranded] / inverse_strength[stranded]).sum())
+        return cls(is_open, target[is_open], inverse_strength[is_open], soft_mass, stranded_cost)
 
     @property
     def has_gauge(self) -> bool:
@@ -60,8 +68,12 @@ class Columns:
         return demand
 
     def potential(self, prices: Vector) -> float:
-        """Return ``sum_j target_j lambda_j (1 - exp(-g_j / lambda_j))``, ``target g`` if hard."""
-        return float(self.target @ (prices * exprel(-prices * self.inverse_strength)))
+        """Return ``sum_j target_j lambda_j (1 - exp(-g_j / lambda_j))``, ``target g`` if hard.
+
+        A closed column adds its limit at an infinite price, ``target_j lambda_j``.
+        """
+        worth = prices * exprel(-prices * self.inverse_strength)
+        return float(self.target @ worth) + self.stranded_cost
 
     def duality_gap(self, prices: Vector, mass: Vector) -> float:
         """Return how far the plan of these prices is from the dual value, were it feasible.
@@ -71,10 +83,25 @@ class Columns:
         their differences count.
         """
         demand, soft = self.demand(prices), self.inverse_strength > 0
-        divergence = _divergence(mass[soft], demand[soft]) / self.inverse_strength[soft]
+        divergence = kl_divergence(mass[soft], demand[soft]) / self.inverse_strength[soft]
+        return float(divergence.sum() + np.abs(self._hard_worth(prices, mass)).sum())
+
+    def prices_of(self, mass: Vector, prices: Vector) -> Vector:
+        """Return the prices at which soft columns demand the mass they have; others keep theirs."""
+        known = (self.inverse_strength > 0) & (mass > 0)
+        implied = prices.copy()
+        implied[known] = np.log(self.target[known] / mass[known]) / self.inverse_strength[known]
+        return implied
+
+    def shortfall_worth(self, prices: Vector, mass: Vector) -> float:
+        """Return what it would add to the objective, to first order, to meet all hard targets."""
+        return float(self._hard_worth(prices, mass).sum())
+
+    def _hard_worth(self, prices: Vector, mass: Vector) -> Vector:
+        """Return the worth of the mass that each hard column lacks, 0 for soft columns."""
         worth = prices - prices.mean() if self.has_gauge else prices
-        violation = np.abs(worth * (mass - demand))[~soft]
-        return float(divergence.sum() + violation.sum())
+        lacking: Vector = worth * (self.target - mass)
+        return np.where(self.inverse_strength > 0, 0.0, lacking)
 
     def balance(self, prices: Vector) -> Vector:
         """Add the constant to all prices that makes the demands sum to the mass of the samples.
@@ -119,11 +146,3 @@ class Columns:
         everywhere = np.full(len(self.is_open), -np.inf)
         everywhere[self.is_open] = prices
         return everywhere
-
-
-def _divergence(mass: Vector, demand: Vector) -> Vector:
-    """Return ``mass log(mass / demand) - mass + demand``, without cancellation where they agree."""
-    divergence: Vector = kl_div(mass, demand)
-    excess = np.divide(mass - demand, demand, out=np.ones_like(mass), where=demand > 0)
-    series = demand * excess**2 * (0.5 - excess / 6.0)
-    return np.where(np.abs(excess) < 1e-4, series, divergence)

@@ -33,8 +33,9 @@ INNER_SHARE = 0.5
 SMALLEST_TOLERANCE = 1e-13
 """Inner tolerance that float64 sums can still meet."""
 
-FIRST_INNER_TOLERANCE = 1e-3
-"""Inner tolerance of the first solve of a problem with semantics, whose gap is still unknown."""
+LOOSEST_INNER_EXPONENT = 0.75
+"""Loosest inner tolerance as a power of `tol`: its last Newton step then meets `tol` itself, so
+that every plan of the descent is feasible as far as the caller can tell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +46,23 @@ class Limits:
     max_steps: int
     max_passes: int
 
+    @property
+    def loosest_inner_tol(self) -> float:
+        """Inner tolerance to begin with, while the gap is unknown or large."""
+        return max(float(self.tol) ** LOOSEST_INNER_EXPONENT, SMALLEST_TOLERANCE)
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where to start: nothing, prices of all columns, or also a plan to linearise at."""
+    """Where to start: from nothing, from the prices of all columns, or also from a plan.
+
+    A plan that is feasible for the problem is where the descent begins; another one is only what
+    the semantic term is linearised at to find a beginning.
+    """
 
     prices: Vector | None = None
-    matrix: Matrix | None = None
+    plan: Plan | None = None
+    is_feasible: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +83,16 @@ class Outcome:
 class _Iterate:
     """A feasible plan with its prices, its product with the graph, and its objective.
 
-    `residual` bounds the L1 distance of the column masses from those demanded.
+    `residual` is the L1 distance of the column masses from those demanded. `value` is the objective
+    corrected for what hard columns have too much or too little, at their prices: without
+    that, a plan that falls short of its mass could look better than any that does not.
     """
 
     plan: Plan
     prices: Vector
     product: Matrix | None
     objective: Objective
+    value: float
     residual: float
 
 
@@ -94,25 +108,23 @@ def minimise(
     A problem without semantics is its own surrogate, so its solution is where it starts.
     """
     run = _Descent(problem, kernel, limits)
-    solution = run.first_solution(start)
-    current = run.start_at(solution)
-    history = [current.objective.total]
-    inner_tol = FIRST_INNER_TOLERANCE
+    current = run.first_iterate(start)
+    history = [current.value]
+    inner_tol = limits.loosest_inner_tol
     while True:
-        if problem.has_semantics:
-            cost = kernel.linearize(current.product, problem.semantic_weight)
-            solution = run.solve_inner(cost, inner_tol, solution.prices)
-        gap = abs(current.objective.surrogate - solution.dual)
+        answer = run.answer_to(current, inner_tol)
+        gap = max(current.value + current.objective.semantic - answer.dual, 0.0)
         progress = Progress(len(history) - 1, history[-1], gap, run.passes)
         logger.debug("%s", progress)
-        status = run.status(current, solution, progress)
+        status = run.status(current, progress)
         if callback is not None and callback(progress) and status is None:
             status = Status.STOPPED
         if status is None:
-            following = run.step(current, solution, max(gap - solution.gap, 0.0))
-            if following.objective.total <= current.objective.total:
+            following = run.step(current, answer, max(gap - answer.gap, 0.0))
+            if following.value < current.value:
+                history.append(following.value)
+            if following.value < current.value or run.restores(current, following, gap):
                 current = following
-                history.append(current.objective.total)
                 inner_tol = max(min(inner_tol, INNER_SHARE * gap), SMALLEST_TOLERANCE)
                 continue
             if inner_tol > SMALLEST_TOLERANCE:
@@ -124,7 +136,7 @@ def minimise(
             prices=current.prices,
             objective=current.objective,
             gap=gap,
-            inner_gap=solution.gap,
+            inner_gap=answer.gap,
             status=status,
             history=tuple(history),
             passes=run.passes,
@@ -132,7 +144,7 @@ def minimise(
 
 
 class _Descent:
-    """The moves of one run of the outer loop, and the row passes they have spent."""
+    """The moves of one run of the outer loop, with what the last inner solve has taught."""
 
     def __init__(self, problem: Problem, kernel: Kernel, limits: Limits) -> None:
         self.problem = problem
@@ -140,10 +152,11 @@ class _Descent:
         self.limits = limits
         self.columns = Columns.of(problem)
         self.passes = 0
+        self.answer: InnerSolution | None = None
 
     def solve_inner(self, cost: Matrix, tol: float, prices: Vector | None) -> InnerSolution:
         """Solve the problem with this linear cost."""
-        solution = solve_inner(
+        self.answer = solve_inner(
             self.kernel,
             cost,
             self.columns,
@@ -152,66 +165,89 @@ class _Descent:
             max_passes=self.limits.max_passes - self.passes,
             warm_prices=prices,
         )
-        self.passes += solution.passes
-        return solution
+        self.passes += self.answer.passes
+        return self.answer
 
-    def first_solution(self, start: Start) -> InnerSolution:
-        """Solve the problem linearised at the plan to start from, or at no plan."""
+    def first_iterate(self, start: Start) -> _Iterate:
+        """Return the plan to start from, or the answer to the cost linearised at it or at none."""
         kernel, problem = self.kernel, self.problem
-        if not problem.has_semantics:
-            return self.solve_inner(kernel.cost, self.limits.tol, start.prices)
-        cost = kernel.cost
-        if start.matrix is not None:
-            cost = kernel.linearize(kernel.graph_product(start.matrix), problem.semantic_weight)
-        return self.solve_inner(cost, FIRST_INNER_TOLERANCE, start.prices)
+        cost, tol, product = kernel.cost, self.limits.tol, None
+        if problem.has_semantics:
+            tol = self.limits.loosest_inner_tol
+            if start.plan is not None and start.prices is not None:
+                product = kernel.graph_product(start.plan.matrix)
+                if start.is_feasible:
+                    return self.iterate(start.plan, start.prices, product, is_answer=False)
+                cost = kernel.linearize(product, problem.semantic_weight)
+        answer = self.solve_inner(cost, tol, start.prices)
+        if problem.has_semantics:
+            product = kernel.graph_product(answer.plan.matrix)
+        return self.iterate(answer.plan, answer.prices, product, is_answer=True)
 
-    def start_at(self, solution: InnerSolution) -> _Iterate:
-        """Take an inner solution as the current plan."""
-        plan = solution.plan
-        product = self.kernel.graph_product(plan.matrix) if self.problem.has_semantics else None
-        objective = evaluate(self.problem, self.kernel, plan, product)
-        return _Iterate(plan, solution.prices, product, objective, solution.residual)
+    def answer_to(self, current: _Iterate, tol: float) -> InnerSolution:
+        """Return the solution of the surrogate at the current plan."""
+        if self.answer is not None and not self.problem.has_semantics:
+            return self.answer
+        cost = self.kernel.linearize(current.product, self.problem.semantic_weight)
+        prices = current.prices if self.answer is None else self.answer.prices
+        return self.solve_inner(cost, tol, prices)
 
-    def status(
-        self, current: _Iterate, solution: InnerSolution, progress: Progress
-    ) -> Status | None:
+    def iterate(
+        self, plan: Plan, prices: Vector, product: Matrix | None, *, is_answer: bool
+    ) -> _Iterate:
+        """Evaluate a plan; prices of soft columns follow from its masses unless they induced it."""
+        kernel, columns = self.kernel, self.columns
+        mass = np.append(kernel.column_mass(plan.matrix), kernel.total(plan.slack))
+        mass, prices = mass[columns.is_open], prices[columns.is_open]
+        if not is_answer:
+            prices = columns.prices_of(mass, prices)
+        objective = evaluate(self.problem, kernel, plan, product)
+        return _Iterate(
+            plan=plan,
+            prices=columns.expand(prices),
+            product=product,
+            objective=objective,
+            value=objective.total + columns.shortfall_worth(prices, mass),
+            residual=float(np.abs(mass - columns.demand(prices)).sum()),
+        )
+
+    def rounding(self, current: _Iterate) -> float:
+        """Return the size of differences in the objective that may be rounding errors."""
+        return max(self.kernel.resolution, SUM_ROUNDING) * current.objective.scale
+
+    def restores(self, current: _Iterate, following: _Iterate, gap: float) -> bool:
+        """Tell whether a plan that is as stationary meets the column masses better."""
+        is_stationary = gap <= max(self.limits.tol, self.rounding(current))
+        return is_stationary and following.residual < 0.95 * current.residual
+
+    def status(self, current: _Iterate, progress: Progress) -> Status | None:
         """Return why to end at the current plan, or None to go on."""
-        limits, rounding = self.limits, max(self.kernel.resolution, SUM_ROUNDING)
-        gap_tol = max(limits.tol, rounding * current.objective.scale)
-        if progress.gap <= gap_tol and current.residual <= limits.tol:
+        limits = self.limits
+        if (
+            progress.gap <= max(limits.tol, self.rounding(current))
+            and current.residual <= limits.tol
+        ):
             return Status.CONVERGED
-        if not self.problem.has_semantics:
-            return Status.STALLED if solution.stalled else Status.MAX_PASSES
         if self.passes >= limits.max_passes:
             return Status.MAX_PASSES
+        if not self.problem.has_semantics:
+            return Status.STALLED
         return Status.MAX_STEPS if progress.step >= limits.max_steps else None
 
-    def step(self, current: _Iterate, solution: InnerSolution, gap: float) -> _Iterate:
-        """Move from the current plan towards the inner solution as far as descent is certain."""
-        kernel, problem, target = self.kernel, self.problem, solution.plan
+    def step(self, current: _Iterate, answer: InnerSolution, gap: float) -> _Iterate:
+        """Move from the current plan towards the answer as far as descent is certain."""
+        kernel, target = self.kernel, answer.plan
         product = kernel.graph_product(target.matrix)
         direction = kernel.add(target.matrix, current.plan.matrix, -1.0)
         product_change = kernel.add(product, current.product, -1.0)
-        curve = -problem.semantic_weight * kernel.inner(direction, product_change)
-        step = 1.0 if gap >= 2 * curve else gap / (2 * curve)
-        if step == 1:
-            plan, prices, residual = target, solution.prices, solution.residual
-        else:
-            slack_change = kernel.add(target.slack, current.plan.slack, -1.0)
-            plan = Plan(
-                kernel.add(current.plan.matrix, direction, step),
-                kernel.add(current.plan.slack, slack_change, step),
-            )
-            product = kernel.add(current.product, product_change, step)
-            prices = _between(current.prices, solution.prices, step)
-            residual = (1 - step) * current.residual + step * solution.residual
-        objective = evaluate(problem, kernel, plan, product)
-        return _Iterate(plan, prices, product, objective, residual)
-
-
-def _between(first: Vector, second: Vector, step: float) -> Vector:
-    """Return the prices a step of the way from the first to the second; closed ones stay closed."""
-    between = second.copy()
-    is_open = np.isfinite(second)
-    between[is_open] = (1 - step) * first[is_open] + step * second[is_open]
-    return between
+        curve = -self.problem.semantic_weight * kernel.inner(direction, product_change)
+        if gap >= 2 * curve:
+            return self.iterate(target, answer.prices, product, is_answer=True)
+        step = gap / (2 * curve)
+        slack_change = kernel.add(target.slack, current.plan.slack, -1.0)
+        plan = Plan(
+            kernel.add(current.plan.matrix, direction, step),
+            kernel.add(current.plan.slack, slack_change, step),
+        )
+        product = kernel.add(current.product, product_change, step)
+        return self.iterate(plan, answer.prices, product, is_answer=False)

@@ -41,15 +41,14 @@ class Objective:
         """Sum of the five terms, the value that is minimised."""
         return sum(self.terms)
 
+    def __float__(self) -> float:
+        """Return the total."""
+        return self.total
+
     @property
     def scale(self) -> float:
         """Sum of the magnitudes of the terms, against which rounding errors are small."""
         return sum(map(abs, self.terms))
-
-    @property
-    def surrogate(self) -> float:
-        """Value at this plan of the surrogate linearised at it: the semantic term counts twice."""
-        return self.total + self.semantic
 
     @property
     def terms(self) -> tuple[float, ...]:
@@ -78,4 +77,13 @@ def evaluate(problem: Problem, kernel: Kernel, plan: Plan, product: Matrix | Non
 def _class_size_term(problem: Problem, class_mass: Vector) -> float:
     soft = np.isfinite(problem.kl_weight)
     wanted = problem.rho * problem.prior
-    return float(problem.kl_weight[soft] @ kl_div(class_mass[soft], wanted[soft]))
+    return float(problem.kl_weight[soft] @ kl_divergence(class_mass[soft], wanted[soft]))
+
+
+def kl_divergence(mass: Vector, target: Vector) -> Vector:
+    """Return ``mass log(mass / target) - mass + target``, without cancellation where they agree."""
+    divergence: Vector = kl_div(mass, target)
+    near = np.abs(mass - target) < 1e-4 * target
+    excess = mass[near] / target[near] - 1.0
+    divergence[near] = target[near] * excess**2 * (0.5 - excess / 6.0)
+    return divergence

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.special import log_softmax
 
-from ssot.arrays import Library, library_of, to_numpy
+from ssot.arrays import Library, library_of, to_number, to_numpy
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 Vector: TypeAlias = NDArray[np.float64]
@@ -29,6 +29,9 @@ LARGEST = 1e100
 
 LARGEST_IN_SINGLE_PRECISION = 1e30
 """The same for the N x K arrays of a float32 problem."""
+
+HARD = 1e15
+"""Class strength, in units of epsilon, beyond which rounding hides the difference from inf."""
 
 FEW_ROUNDINGS = 1e-9
 """How far above 1 a computed `rho` may be and still mean 1."""
@@ -80,6 +83,11 @@ class Problem:
     TypeError, ValueError
         Naming the argument, what was given and how to fix it.
 
+    Attributes
+    ----------
+    library : {"numpy", "torch"}
+        The library that the caller's arrays came from, and that results are returned in.
+
     References
     ----------
     Zhang, Ren and He, "SP2OT: Semantic-Regularized Progressive Partial Optimal Transport for
@@ -110,7 +118,12 @@ class Problem:
         sample_weight: ArrayLike | None = None,
     ) -> None:
         library = _common_library(
-            cost=cost, logits=logits, graph=graph, prior=prior, sample_weight=sample_weight
+            cost=cost,
+            logits=logits,
+            graph=graph,
+            kl_weight=kl_weight,
+            prior=prior,
+            sample_weight=sample_weight,
         )
         costs = as_cost(cost, logits)
         samples, classes = costs.shape
@@ -120,8 +133,8 @@ class Problem:
             "graph": w,
             "rho": _transported_mass(rho),
             "epsilon": _positive_number(epsilon, "epsilon"),
-            "kl_weight": _class_strengths(kl_weight, classes),
-            "semantic_weight": _semantic_weight(semantic_weight, w is not None, samples),
+            "kl_weight": _class_strengths(kl_weight, classes, _positive_number(epsilon, "epsilon")),
+            "semantic_weight": _semantic_weight(semantic_weight, w, samples),
             "prior": _distribution(prior, classes, "prior"),
             "sample_weight": _distribution(sample_weight, samples, "sample_weight"),
             "library": library,
@@ -141,6 +154,18 @@ class Problem:
     def has_semantics(self) -> bool:
         """Whether the graph takes part in the problem."""
         return self.graph is not None and self.semantic_weight > 0
+
+    def has_constraints_of(self, other: Problem) -> bool:
+        """Whether a plan that is feasible for `other` is feasible here: same masses, same masks."""
+        is_hard = np.isinf(self.kl_weight)
+        return (
+            self.rho == other.rho
+            and np.array_equal(self.sample_weight, other.sample_weight)
+            and np.array_equal(is_hard, np.isinf(other.kl_weight))
+            and np.array_equal(self.prior[is_hard], other.prior[is_hard])
+            and np.array_equal(self.prior > 0, other.prior > 0)
+            and np.array_equal(np.isinf(self.cost), np.isinf(other.cost))
+        )
 
     @cached_property
     def reachable(self) -> NDArray[np.bool_]:
@@ -163,7 +188,7 @@ def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
     array = np.ascontiguousarray(array, _computing_dtype(array.dtype))
     if not np.isfinite(array).all():
         _check_entries(array, name, allowed_infinity)
-    largest = LARGEST if array.dtype == np.float64 else LARGEST_IN_SINGLE_PRECISION
+    largest = _largest(array.dtype)
     if np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max() > largest:
         raise ValueError(
             f"{name} has finite entries above {largest:.0e}, where sums of {array.dtype} overflow; "
@@ -181,17 +206,28 @@ def symmetric_graph(graph: GraphLike, samples: int, dtype: np.dtype[Any]) -> spa
         graph = _graph_from_neighbours(graph, samples)
     if not sparse.issparse(graph):
         graph = to_numpy(graph, "graph")
+    elif hasattr(graph, "check_format"):
+        try:
+            graph.check_format(full_check=True)
+        except ValueError as error:
+            raise ValueError(f"graph must be a well-formed sparse array: {error}") from error
     if graph.shape != (samples, samples):
         raise ValueError(
             f"graph must have shape (N, N) = {(samples, samples)} to match the cost, "
-            f"got {graph.shape}; restrict it to the samples at hand: graph[ids][:, ids]"
+            f"got {graph.shape}; restrict it to the samples at hand, graph[ids][:, ids], or pass "
+            "neighbours as a tuple (indices, weights)"
         )
     if graph.dtype.kind not in "iufb":
-        raise TypeError(f"graph must hold real numbers, got dtype {graph.dtype}")
-    directed = sparse.csr_array(graph, dtype=dtype)
+        raise TypeError(f"graph must hold real numbers, got dtype {graph.dtype}; pass graph.real")
+    directed = sparse.csr_array(graph, dtype=np.float64)
     if not np.isfinite(directed.data).all():
         raise ValueError("graph must have finite weights, got NaN or inf; remove those edges")
-    w = ((directed + directed.T) * dtype.type(0.5)).tocsr()
+    if directed.nnz and np.abs(directed.data).max() > _largest(dtype):
+        raise ValueError(
+            f"graph has weights above {_largest(dtype):.0e}, where sums of {dtype} overflow; "
+            "divide graph by a factor and multiply semantic_weight by it"
+        )
+    w = ((directed + directed.T) * 0.5).tocsr().astype(dtype)
     w.sum_duplicates()
     return w
 
@@ -203,7 +239,9 @@ def _graph_from_neighbours(graph: tuple[Any, ...], samples: int) -> sparse.csr_a
         )
     indices, weights = to_numpy(graph[0], "graph[0]"), to_numpy(graph[1], "graph[1]")
     if indices.dtype.kind not in "iu":
-        raise TypeError(f"graph[0] must hold integer neighbour indices, got {indices.dtype}")
+        raise TypeError(
+            f"graph[0] must hold integer neighbour indices, got {indices.dtype}; use .astype(int)"
+        )
     if indices.ndim != 2 or len(indices) != samples or weights.shape != indices.shape:
         raise ValueError(
             f"graph must be two arrays of one shape (N, k) with N = {samples}, "
@@ -231,10 +269,13 @@ def _common_library(**arguments: Any) -> Library:
     return next(iter(libraries.values()), "numpy")
 
 
+def _largest(dtype: np.dtype[Any]) -> float:
+    return LARGEST if dtype == np.float64 else LARGEST_IN_SINGLE_PRECISION
+
+
 def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype == np.float16:
-        return np.dtype(np.float32)
-    return dtype.newbyteorder("=") if dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    is_single = dtype.kind == "f" and dtype.itemsize <= np.float32().itemsize
+    return np.dtype(np.float32 if is_single else np.float64)
 
 
 def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> None:
@@ -249,28 +290,24 @@ def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> Non
         raise ValueError(f"logits row {row} masks every class; leave that sample out")
 
 
-def _number(value: Any, name: str) -> float:
-    array = to_numpy(value, name)
-    if array.size != 1:
-        raise ValueError(f"{name} must be one number, got an array of shape {array.shape}")
-    return float(array.reshape(()))
-
-
 def _positive_number(value: Any, name: str) -> float:
-    number = _number(value, name)
+    number = to_number(value, name)
     if not 1 / LARGEST <= number <= LARGEST:
-        raise ValueError(f"{name} must be a finite number above 0, got {number}")
+        raise ValueError(
+            f"{name} must be a number above 0, from {1 / LARGEST:.0e} to {LARGEST:.0e}, "
+            f"got {number}"
+        )
     return number
 
 
 def _transported_mass(rho: Any) -> float:
-    number = _number(rho, "rho")
+    number = to_number(rho, "rho")
     if not 0 < number <= 1 + FEW_ROUNDINGS:
         raise ValueError(f"rho must be in (0, 1], got {number}; it is a fraction of the samples")
     return min(number, 1.0)
 
 
-def _class_strengths(kl_weight: Any, classes: int) -> Vector:
+def _class_strengths(kl_weight: Any, classes: int, epsilon: float) -> Vector:
     array = to_numpy(kl_weight, "kl_weight").astype(np.float64)
     if array.shape not in ((), (1,), (classes,)):
         raise ValueError(
@@ -279,22 +316,29 @@ def _class_strengths(kl_weight: Any, classes: int) -> Vector:
         )
     if not (array >= 1 / LARGEST).all():
         raise ValueError(
-            f"kl_weight must be above 0 (inf for hard class sizes), got {array.min()}; "
-            "to ignore class sizes, use a small value such as 0.01 * epsilon"
+            f"kl_weight must be above 0, at least {1 / LARGEST:.0e} (inf for hard class sizes), "
+            f"got {array.min()}; to ignore class sizes, use a small value such as 0.01 * epsilon"
         )
-    return np.broadcast_to(array, classes)
+    return np.broadcast_to(np.where(array < HARD * epsilon, array, np.inf), classes)
 
 
-def _semantic_weight(value: Any, has_graph: bool, samples: int) -> float:
+def _semantic_weight(value: Any, w: sparse.csr_array | None, samples: int) -> float:
     if value is None:
-        return PUBLISHED_SEMANTIC_STRENGTH * samples if has_graph else 0.0
-    number = _number(value, "semantic_weight")
-    if not 0 <= number <= LARGEST:
-        raise ValueError(f"semantic_weight must be a finite number, 0 or above, got {number}")
-    if number and not has_graph:
+        return 0.0 if w is None else PUBLISHED_SEMANTIC_STRENGTH * samples
+    number = to_number(value, "semantic_weight")
+    if number and w is None:
         raise ValueError(
             f"semantic_weight={number} needs a graph; pass graph=, for example from knn_graph, "
             "or leave semantic_weight out"
+        )
+    if w is None:
+        return 0.0
+    strongest_edge = float(np.abs(w.data).max()) if w.nnz else 0.0
+    largest = _largest(w.dtype) / max(1.0, strongest_edge)
+    if not 0 <= number <= largest:
+        raise ValueError(
+            f"semantic_weight must be finite, 0 or above, got {number}; above {largest:.0e} "
+            f"sums of {w.dtype} overflow: divide cost, epsilon and kl_weight too, or use float64"
         )
     return number
 
@@ -305,8 +349,12 @@ def _distribution(value: Any, length: int, name: str) -> Vector:
     array = to_numpy(value, name).astype(np.float64)
     if array.shape != (length,):
         raise ValueError(f"{name} must have shape {(length,)} to match cost, got {array.shape}")
-    if not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{name} must have finite entries, 0 or above, got {array.min()}")
+    is_valid = np.isfinite(array) & (array >= 0)
+    if not is_valid.all():
+        first = int(np.argmin(is_valid))
+        raise ValueError(
+            f"{name} must have finite entries, 0 or above, got {array[first]} at index {first}"
+        )
     total = float(array.sum())
     if abs(total - 1) > ROUNDING:
         raise ValueError(f"{name} must sum to 1, got {total:.9g}; pass {name} / {name}.sum()")
@@ -319,8 +367,9 @@ def _require_feasible(problem: Problem) -> None:
     available = 1.0 - float(problem.sample_weight[forbidden].sum())
     if forbidden.any() and (problem.rho == 1 or available < problem.rho):
         raise ValueError(
-            f"cost forbids every class for {int(forbidden.sum())} samples, which leaves a mass of "
-            f"{available:.6g} for rho = {problem.rho}; lower rho or drop those samples"
+            f"cost forbids every class for {int(forbidden.sum())} samples, first in row "
+            f"{int(np.argmax(forbidden))}, so that only {available:.6g} of the mass can be "
+            f"labelled, but rho = {problem.rho}; lower rho or drop those samples"
         )
     stranded = ~problem.reachable & np.isinf(problem.kl_weight) & (problem.prior > 0)
     if stranded.any():

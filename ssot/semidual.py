@@ -77,8 +77,6 @@ class InnerSolution:
         The semi-dual ``D(g)``, a lower bound of the linearised problem.
     passes : int
         Times the cost was read, the plan included.
-    converged, stalled : bool
-        Whether the tolerance was met; if not, whether rounding is the reason.
     """
 
     plan: Plan
@@ -87,8 +85,6 @@ class InnerSolution:
     gap: float
     dual: float
     passes: int
-    converged: bool
-    stalled: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +183,8 @@ def solve_inner(
     if climb is None or not (climb.done or climb.stalled):
         start = columns.balance(np.zeros(len(columns.target)))
         for level in _levels_above(epsilon, kernel.typical_spread(cost)):
+            if semidual.passes >= max_passes:
+                break
             start = _climb(semidual, start, level, _near_enough, max_passes).point.prices
         climb = _climb(semidual, start, epsilon, done, max_passes)
     return _finish(semidual, climb, epsilon, tol)
@@ -330,6 +328,4 @@ def _finish(semidual: _SemiDual, climb: _Climb, epsilon: float, tol: float) -> I
         gap=final.gap,
         dual=final.dual,
         passes=semidual.passes,
-        converged=semidual.meets(final, tol),
-        stalled=climb.stalled,
     )

@@ -33,6 +33,8 @@ class Solution:
         Why the solve ended; ``status.advice`` says what to do next.
     certificate : Certificate
         How feasible and how stationary the plan is.
+    tol : float
+        The tolerance that was asked for.
     backend : str
         Name of the backend that computed it.
     seconds : float
@@ -43,6 +45,7 @@ class Solution:
     objective: Objective
     status: Status
     certificate: Certificate
+    tol: float
     backend: str
     seconds: float
     _plan: Plan = field(repr=False)
@@ -112,6 +115,9 @@ class Solution:
                 f"{'logits' if cost is None else 'cost'} must have {classes} columns, one for each "
                 f"class of the solved problem, got {checked.shape[1]}"
             )
+        if np.isinf(checked).all(axis=1).any():
+            row = int(np.argmax(np.isinf(checked).all(axis=1)))
+            raise ValueError(f"cost forbids every class in row {row}; leave that sample out")
         return to_library(self._nearest(checked), library_of(logits if cost is None else cost))
 
     def _nearest(self, cost: FloatArray) -> NDArray[np.int64]:

@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ssot.arrays import to_number
 from ssot.certificate import certify
-from ssot.kernels import make_kernel
+from ssot.kernels import Plan, make_kernel
 from ssot.mm import Limits, Start, minimise
 from ssot.problem import GraphLike, Problem
 from ssot.solution import Solution
@@ -40,7 +41,11 @@ class ConvergenceError(RuntimeError):
 
 
 def sp2ot_plan(
-    cost: ArrayLike | None = None, graph: GraphLike | None = None, **options: Any
+    cost: ArrayLike | None = None,
+    graph: GraphLike | None = None,
+    *,
+    on_failure: OnFailure = "warn",
+    **options: Any,
 ) -> Any:
     """Return the SP²OT plan: how much of each sample's mass each class receives.
 
@@ -60,7 +65,8 @@ def sp2ot_plan(
     >>> plan.shape, round(float(plan.sum()), 6)
     ((3, 2), 0.5)
     """
-    return solve(cost, graph, **options).plan
+    _check_on_failure(on_failure)
+    return _settle(solve(cost, graph, on_failure="return", **options), on_failure).plan
 
 
 def solve(
@@ -126,6 +132,7 @@ def solve(
     ----------
     SP²OT, arXiv 2404.03446; P²OT, arXiv 2401.09266.
     """
+    _check_on_failure(on_failure)
     problem = Problem(
         cost,
         graph,
@@ -137,16 +144,17 @@ def solve(
         prior=prior,
         sample_weight=sample_weight,
     )
-    return solve_problem(
+    solution = solve_problem(
         problem,
         tol=tol,
         max_steps=max_steps,
         max_passes=max_passes,
         init=init,
         callback=callback,
-        on_failure=on_failure,
+        on_failure="return",
         backend=backend,
     )
+    return _settle(solution, on_failure)
 
 
 def solve_problem(
@@ -162,7 +170,8 @@ def solve_problem(
 ) -> Solution:
     """Solve a `Problem` that is already made and checked; see `solve` for the arguments."""
     began = time.perf_counter()
-    _check_options(tol, max_steps, max_passes, on_failure)
+    _check_on_failure(on_failure)
+    _check_options(tol, max_steps, max_passes, callback)
     start = _start(init, problem)
     kernel = make_kernel(problem, backend)
     outcome = minimise(problem, kernel, Limits(tol, max_steps, max_passes), start, callback)
@@ -172,31 +181,44 @@ def solve_problem(
         objective=outcome.objective,
         status=outcome.status,
         certificate=certificate,
+        tol=float(tol),
         backend=kernel.name,
         seconds=time.perf_counter() - began,
         _plan=outcome.plan,
         _prices=outcome.prices,
     )
-    if not outcome.status.is_success and on_failure != "return":
-        message = (
-            f"{outcome.status.advice} (stationarity gap {outcome.gap:.2g}, column residual "
-            f"{certificate.column_residual:.2g}, mass error {certificate.mass_error:.2g}, "
-            f"tol {tol:.2g})"
-        )
-        if on_failure == "raise":
-            raise ConvergenceError(message, solution)
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+    return _settle(solution, on_failure)
+
+
+def _settle(solution: Solution, on_failure: OnFailure) -> Solution:
+    """Return a solution, or do what the caller of a public function wants about a failure."""
+    if solution.status.is_success or on_failure == "return":
+        return solution
+    found = solution.certificate
+    message = (
+        f"{solution.status.advice} (stationarity gap {found.stationarity_gap:.2g}, column residual "
+        f"{found.column_residual:.2g}, mass error {found.mass_error:.2g}; "
+        f"tol {solution.tol:.2g})"
+    )
+    if on_failure == "raise":
+        raise ConvergenceError(message, solution)
+    warnings.warn(message, ConvergenceWarning, stacklevel=3)
     return solution
 
 
-def _check_options(tol: float, max_steps: int, max_passes: int, on_failure: str) -> None:
-    if not 0 < tol < np.inf:
-        raise ValueError(f"tol must be a finite number above 0, got {tol}")
-    for name, value in (("max_steps", max_steps), ("max_passes", max_passes)):
-        if value < 1 or value != int(value):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+def _check_on_failure(on_failure: str) -> None:
     if on_failure not in get_args(OnFailure):
         raise ValueError(f"on_failure must be one of {get_args(OnFailure)}, got {on_failure!r}")
+
+
+def _check_options(tol: float, max_steps: int, max_passes: int, callback: Callback | None) -> None:
+    if not 0 < to_number(tol, "tol") < np.inf:
+        raise ValueError(f"tol must be a finite number above 0, got {tol}")
+    for name, value in (("max_steps", max_steps), ("max_passes", max_passes)):
+        if not (to_number(value, name) >= 1 and float(value).is_integer()):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of a Progress, or None, got {callback!r}")
 
 
 def _start(init: Solution | None, problem: Problem) -> Start:
@@ -210,7 +232,8 @@ def _start(init: Solution | None, problem: Problem) -> Start:
             f"init must have the classes of the problem, {classes}, got a solution of "
             f"{classes_before}; leave it out to start cold"
         )
-    prices = np.asarray(init._prices)
     if init.problem.cost.shape != problem.cost.shape:
-        return Start(prices)
-    return Start(prices, init._plan.matrix.astype(problem.cost.dtype, copy=False))
+        return Start(init._prices)
+    matrix = init._plan.matrix.astype(problem.cost.dtype, copy=False)
+    is_feasible = problem.has_constraints_of(init.problem)
+    return Start(init._prices, Plan(matrix, init._plan.slack), is_feasible)

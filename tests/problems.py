@@ -1,8 +1,8 @@
 """Problems made together with their solution, and the formulas to hold a plan against.
 
-The recipe: choose prices and a cost, build the plan Q that they induce, and read off the rho and the
-prior for which Q is optimal. A cost raised by ``2 semantic_weight W Q`` then makes Q a stationary
-point of the problem with the graph.
+The recipe: choose prices and a cost, build the plan Q that they induce, and read off the rho and
+the prior for which Q is optimal. A cost raised by ``2 semantic_weight W Q`` then makes Q a
+stationary point of the problem with the graph.
 """
 
 import math
@@ -45,7 +45,15 @@ class Case:
 
 
 def linear_case(
-    seed, samples=30, classes=5, rho=0.5, epsilon=0.1, kl_weight=1.0, weights="random", closed=False
+    seed,
+    *,
+    samples=30,
+    classes=5,
+    rho=0.5,
+    epsilon=0.1,
+    kl_weight=1.0,
+    weights="random",
+    closed=False,
 ):
     """Return a known answer without a graph; a tuple of strengths is dealt out to the classes."""
     rng = np.random.default_rng(seed)
@@ -165,7 +173,7 @@ def run_case(setting, case, **options):
 
 
 def tightest(setting):
-    """Return the smallest `tol` to ask for with a graph, where only its square root places a plan."""
+    """Return the smallest `tol` in reach; with a graph only its square root places a plan."""
     return 1e-12 if setting.dtype == np.float64 else setting.tolerance.solve
 
 
@@ -277,3 +285,11 @@ def objective_terms(problem, plan):
             relative = math.log(mass / wanted) if mass > 0 else 0.0
             class_size += problem.kl_weight[j] * (mass * relative - mass + wanted)
     return transport, semantic, class_size, plan_entropy, slack_entropy
+
+
+def worth_of_violation(solution, prices):
+    """Return what a plan may gain by missing hard class sizes or rho, at the given prices."""
+    problem, plan = solution.problem, solution.plan.astype(np.float64)
+    missed = np.abs(plan.sum(axis=0) - problem.rho * problem.prior)[np.isinf(problem.kl_weight)]
+    finite = prices[np.isfinite(prices)]
+    return np.abs(finite).max() * (missed.sum() + abs(plan.sum() - problem.rho))

@@ -5,6 +5,8 @@ the problem, so no expected number below came from the solver.
 """
 
 import pickle
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,11 @@ def frozen(array):
     return array
 
 
-COST = frozen(np.random.default_rng(0).exponential(size=(SAMPLES, CLASSES)))
+def exponential(seed):
+    return np.random.default_rng(seed).exponential(size=(SAMPLES, CLASSES))
+
+
+COST = frozen(exponential(0))
 RANGE = np.ptp(COST)
 UNIFORM = frozen(np.full(SAMPLES, 1 / SAMPLES))
 NEIGHBOURS = frozen(np.stack([(ROWS + 1) % SAMPLES, (ROWS + 5) % SAMPLES], axis=1))
@@ -157,7 +163,7 @@ VALUES = [
     refused("inf row, high rho", "cost", "lower rho or drop", cost=INF_ROW, rho=0.95),
     ends("inf row, rho just possible", cost=INF_ROW, rho=11 / 12),
     right("inf row without weight", cost=INF_ROW, sample_weight=WITHOUT_ROW, rho=0.3),
-    right("inf row without weight, rho=1", cost=INF_ROW, sample_weight=WITHOUT_ROW),
+    refused("inf row, rho=1, no weight", "cost", "drop", cost=INF_ROW, sample_weight=WITHOUT_ROW),
     refused("logits -inf row", "logits", "row 2 .*leave", logits=changed(COST, 2, -inf), rho=0.5),
     refused("all inf", "cost", "lower rho or drop", cost=np.full((4, 3), inf), rho=0.5),
     right("inf column", cost=INF_COLUMN),
@@ -172,6 +178,10 @@ VALUES = [
     ends("1e30, rho, hard", cost=COST * 1e30, rho=0.3, kl_weight=inf),
     right("1e4, rho", cost=COST * 1e4, rho=0.3),
     right("1e5, rho", cost=COST * 1e5, rho=0.3),
+    *(
+        ends(f"1e3, rho float32, seed {seed}", F4, cost=F4(1e3 * exponential(seed)), rho=0.3)
+        for seed in (16, 34, 45)  # no progress at the last digit
+    ),
     right("1e-30", cost=COST * 1e-30, rho=0.3),
     right("1e-30 float32", F4, cost=F4(COST * 1e-30)),
     right("1e-40 float32", F4, cost=np.full((4, 2), 1e-40, F4)),
@@ -214,6 +224,7 @@ SHAPES = [
     right("K=1, rho, hard", cost=COST[:, :1], rho=0.3, kl_weight=inf),
     right("K=1, rho, graph", cost=COST[:, :1], graph=RING, rho=0.3),
     right("N=K=1", cost=[[3.0]]),
+    right("N=K=1, zero", cost=[[0.0]]),
     right("N=K=1, rho, hard", cost=[[-3.0]], rho=0.3, kl_weight=inf),
     right("N<K, rho", cost=COST[:5].T, rho=0.3),
     right("N<K, hard", cost=COST.T, kl_weight=inf),
@@ -299,7 +310,7 @@ STRENGTHS = [
     right("rho=1-1e-12, hard", rho=1 - 1e-12, kl_weight=inf),
     right("rho=1-1e-16, graph", graph=RING, rho=1 - 1e-16),
     right("rho=1e-9", rho=1e-9, tol=1e-12),
-    right("rho=1e-9, hard, graph", graph=RING, rho=1e-9, kl_weight=inf, tol=1e-12),
+    ends("rho=1e-9, hard, graph", graph=RING, rho=1e-9, kl_weight=inf, tol=1e-12),
     right("rho=1e-300", rho=1e-300),
     right("rho of shape (1,)", rho=np.array([0.3])),
     *each_refused("epsilon", "above 0", [0, -0.1, inf, nan]),
@@ -472,6 +483,8 @@ CASES = VALUES + SHAPES + FORMS + DISTRIBUTIONS + STRENGTHS + GRAPHS + OPTIONS +
 
 # The laws
 
+MOST_SWEEPS = 20_000
+
 
 def posed(arguments):
     """The problem that the arguments pose, worked out from the documentation in plain NumPy."""
@@ -496,6 +509,8 @@ def posed(arguments):
         weight=weight,
         open=(prior > 0) & np.isfinite(cost[weight > 0]).any(axis=0),
         tol=arguments.get("tol", 1e-6),
+        max_steps=arguments.get("max_steps", 200),
+        max_passes=arguments.get("max_passes", 2000),
     )
 
 
@@ -531,34 +546,50 @@ def terms(problem, plan, cost):
     )
 
 
-def shares(problem, cost, prices):
-    """Row-wise softmax of ``(prices - [cost, 0]) / epsilon``, and the maxima subtracted."""
+def log_shares(problem, cost, prices):
+    """Log of the row-wise softmax of ``(prices - [cost, 0]) / epsilon``, and the row maxima."""
     exponent = prices - np.column_stack([cost, np.zeros(len(cost))])
     top = exponent.max(axis=1)
     top[~np.isfinite(top)] = 0.0  # a forbidden sample without weight
-    weights = np.exp((exponent - top[:, None]) / problem.epsilon)
-    total = weights.sum(axis=1)
-    return weights / np.where(total > 0, total, 1)[:, None], top, total
+    exponent = (exponent - top[:, None]) / problem.epsilon
+    return exponent - np.log(np.exp(exponent).sum(axis=1))[:, None], top
 
 
-def swept(problem, cost, prices, sweeps=300):
-    """Prices after plain scaling sweeps, each of which raises the dual value, and that value."""
+def dual_value(problem, cost, prices, log_share):
+    """A lower bound of the problem with a linear cost, by weak duality, whatever the prices."""
+    open_, inverse = np.isfinite(prices), np.append(1 / problem.kl_weight, 0.0)
     target = np.append(problem.rho * problem.prior, 1 - problem.rho)
-    inverse = np.append(1 / problem.kl_weight, 0.0)
-    is_open = np.isfinite(prices)
-    for _ in range(sweeps):
-        mass = problem.weight @ shares(problem, cost, prices)[0]
-        step = np.log(target[is_open] / mass[is_open]) + prices[is_open] / problem.epsilon
+    g, r = prices[open_], inverse[open_]
+    worth = np.where(r > 0, -np.expm1(-g * r) / np.where(r > 0, r, 1), g)
+    soft = ~open_[:-1] & np.isfinite(problem.kl_weight)
+    closed = (problem.kl_weight[soft] * target[:-1][soft]).sum()
+    # Row i adds -epsilon lse = cost - price + epsilon log share, whichever column is looked at.
+    rows = np.flatnonzero(problem.weight > 0)
+    best = log_share[rows].argmax(axis=1)
+    lse = (prices - np.column_stack([cost, np.zeros(len(cost))]))[rows, best]
+    lse = lse - problem.epsilon * log_share[rows, best]
+    weight = problem.weight[rows]
+    return target[open_] @ worth + closed + weight @ (problem.epsilon * np.log(weight) - lse)
+
+
+def gap_to_dual(problem, cost, prices, primal, enough):
+    """Distance of a value to the best dual value that plain scaling finds, until it is enough."""
+    open_, inverse = np.isfinite(prices), np.append(1 / problem.kl_weight, 0.0)
+    log_target = np.log(np.append(problem.rho * problem.prior, 1 - problem.rho)[open_])
+    gap = np.inf
+    for sweep in range(MOST_SWEEPS):
+        log_share, _ = log_shares(problem, cost, prices)
+        if sweep % 100 == 0:
+            gap = min(gap, primal - dual_value(problem, cost, prices, log_share))
+            if gap <= enough:
+                break
+        log_mass = (log_share + np.log(problem.weight)[:, None])[:, open_]
+        top = log_mass.max(axis=0)
+        log_mass = top + np.log(np.exp(log_mass - top).sum(axis=0))
+        step = log_target - log_mass + prices[open_] / problem.epsilon
         prices = np.full_like(prices, -inf)
-        prices[is_open] = step / (inverse[is_open] + 1 / problem.epsilon)
-    _, top, total = shares(problem, cost, prices)
-    g, r, t = prices[is_open], inverse[is_open], target[is_open]
-    demanded = np.where(r > 0, -np.expm1(-g * r) / np.where(r > 0, r, 1), g)
-    soft = ~is_open[:-1] & np.isfinite(problem.kl_weight)
-    closed = (problem.kl_weight[soft] * problem.rho * problem.prior[soft]).sum()
-    rows = problem.weight > 0
-    logs = top[rows] + problem.epsilon * (np.log(total[rows]) - np.log(problem.weight[rows]))
-    return t @ demanded + closed - problem.weight[rows] @ logs
+        prices[open_] = step / (inverse[open_] + 1 / problem.epsilon)
+    return gap
 
 
 def check_any_plan(problem, solution, dtype):
@@ -620,31 +651,35 @@ def check_right(problem, solution, dtype):
     )
     if problem.w is None:
         # Karush-Kuhn-Tucker conditions, as far as rounding of the largest exponent lets them show.
-        expected, top, _ = shares(problem, cost, prices)
-        expected = problem.weight[:, None] * expected[:, :-1]
+        log_share, top = log_shares(problem, cost, prices)
+        expected = problem.weight[:, None] * np.nan_to_num(np.exp(log_share[:, :-1]))
         rounding = 8 * np.finfo(float).eps * abs(top) / problem.epsilon
         error = abs(plan - expected).sum(axis=1)
         assert (error <= problem.weight * (tolerance.plan + rounding) + 1e-300).all()
     else:
         # Weak duality bounds the gap of the problem linearised at the plan.
         surrogate = terms(problem, plan, cost)
-        gap = surrogate.sum() - swept(problem, cost, prices)
-        assert gap <= 10 * max(problem.tol, 128 * unit * abs(surrogate).sum())
+        enough = 10 * max(problem.tol, 128 * unit * abs(surrogate).sum())
+        assert gap_to_dual(problem, cost, prices, surrogate.sum(), enough) <= enough
 
 
-def check_end(problem, solution, expected, caught):
+def check_end(problem, solution, expected, failures):
     """Either a right plan, or one warning that gives the reason, and numbers that show it."""
     if solution.status.is_success:
         assert expected.may_converge
-        assert not caught
+        assert failures == []
         check_right(problem, solution, expected.dtype)
         return
     check_any_plan(problem, solution, expected.dtype)
-    (warning,) = caught
-    assert solution.status.advice in str(warning.message)
+    assert len(failures) == 1
+    assert solution.status.advice in failures[0]
     certificate = solution.certificate
     shown = (certificate.stationarity_gap, certificate.column_residual, certificate.mass_error)
     assert max(shown) > problem.tol
+    if solution.status is ssot.Status.MAX_PASSES:
+        assert certificate.row_passes >= problem.max_passes
+    if solution.status is ssot.Status.MAX_STEPS:
+        assert certificate.outer_steps >= problem.max_steps
 
 
 def contents(value):
@@ -682,7 +717,8 @@ def test_hostile_input(case, floating_point_errors, capsys):
         assert np.geterr() == state
     assert {name: contents(value) for name, value in arguments.items()} == before
     assert capsys.readouterr() == ("", "")
-    assert [str(w.message) for w in caught if w.category is not ssot.ConvergenceWarning] == []
+    failures = [str(w.message) for w in caught if w.category is ssot.ConvergenceWarning]
+    assert [w for w in caught if str(w.message) not in failures] == []
     if isinstance(expected, Refused):
         assert refusal.match(rf"(?s)\b{expected.argument}\b")
         assert refusal.match(f"(?s){expected.fix}")
@@ -692,7 +728,24 @@ def test_hostile_input(case, floating_point_errors, capsys):
     with np.errstate(all="ignore"):
         problem = posed(arguments)
         if isinstance(expected, Right):
-            assert not caught
+            assert failures == []
             check_right(problem, solution, expected.dtype)
         else:
-            check_end(problem, solution, expected, caught)
+            check_end(problem, solution, expected, failures)
+
+
+def test_sparse_indices_out_of_range_are_refused():
+    """SciPy believes the indices of a CSR array and would write out of bounds: run apart."""
+    script = """if True:
+        import numpy, ssot
+        from scipy import sparse
+        parts = (numpy.ones(4), numpy.array([1, 99, 0, 0]), numpy.arange(5))
+        graph = sparse.csr_array(parts, shape=(4, 4))
+        try:
+            ssot.solve(numpy.eye(4), graph, rho=0.5)
+        except ValueError as error:
+            print(error)
+    """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "graph" in run.stdout
+    assert "indices" in run.stdout

@@ -22,6 +22,7 @@ from problems import (
     symmetrised,
     tightest,
     without_graph,
+    worth_of_violation,
 )
 from scipy import sparse
 
@@ -95,6 +96,26 @@ def test_the_answer_with_a_graph_weak_enough_for_convexity(setting, case):
     assert distance(solution.plan, case.plan) <= allowed + setting.tolerance.plan
 
 
+@given(case=CONVEX_CASES)
+@PROFILE
+def test_the_default_tolerance_bounds_the_error(setting, case):
+    solution = run_case(setting, case, tol=DEFAULT_TOL)
+    certificate = solution.certificate
+    assert max(certificate.column_residual, certificate.mass_error) <= DEFAULT_TOL
+    allowed = distance_bound(DEFAULT_TOL, case.options["epsilon"], case.convexity)
+    assert distance(solution.plan, case.plan) <= allowed + DEFAULT_TOL
+
+
+def test_a_first_plan_below_the_optimum_is_no_obstacle(setting):
+    """Solved to a low accuracy, the first plan misses hard sizes and may lie below the optimum."""
+    cost = [[0.3, 1.0], [0.3, 0.8], [0.9, 0.4], [0.4, 0.4]]
+    ring = np.roll(np.eye(4), 1, axis=0)
+    options = {"epsilon": 0.05, "kl_weight": np.inf, "semantic_weight": 0.1}
+    solution = run(setting, cost, ring, tol=DEFAULT_TOL, **options)
+    assert solution.certificate.provably_convex
+    assert solution.certificate.column_residual <= DEFAULT_TOL
+
+
 @given(case=STATIONARY_CASES)
 @PROFILE
 def test_a_stationary_start_is_recognised_however_strong_the_graph(setting, case):
@@ -123,14 +144,6 @@ def assert_feasibility_is_as_certified(setting, solution):
     assert certificate.column_residual == pytest.approx(residual, **allowed)
     assert (plan >= 0).all()
     assert excess.sum() <= setting.tolerance.value
-
-
-def worth_of_violation(solution, prices):
-    """Return what a plan may gain by missing hard class sizes or rho, at the given prices."""
-    problem, plan = solution.problem, solution.plan.astype(np.float64)
-    missed = np.abs(plan.sum(axis=0) - problem.rho * problem.prior)[np.isinf(problem.kl_weight)]
-    finite = prices[np.isfinite(prices)]
-    return np.abs(finite).max() * (missed.sum() + abs(plan.sum() - problem.rho))
 
 
 @given(case=LINEAR_CASES, max_passes=st.integers(1, 10))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from problems import (
     CONVEX_CASES,
@@ -22,6 +22,7 @@ from problems import (
     symmetrised,
     tightest,
     without_graph,
+    worth_of_violation,
 )
 from scipy import sparse
 from tolerances import SETTINGS
@@ -135,9 +136,8 @@ def test_a_graph_may_come_in_any_form(setting, case):
         sparse.csc_matrix(dense),
     ]
     for graph in forms:
-        assert distance(solve_tightly(setting, case, graph=graph).plan, plan) <= apart(
-            setting, case
-        )
+        solution = solve_tightly(setting, case, graph=graph)
+        assert distance(solution.plan, plan) <= apart(setting, case)
 
 
 @given(case=CASES)
@@ -203,27 +203,16 @@ def strong_problem(seed, samples=20, classes=4):
 @PROFILE
 def test_the_objective_never_rises(setting, seed, samples, classes):
     cost, graph, options = strong_problem(seed, samples, classes)
-    seen = []
-    solution = run(
-        setting,
-        cost,
-        graph,
-        on_failure="return",
-        callback=lambda progress: seen.append(progress),
-        **options,
-    )
+    solution = run(setting, cost, graph, on_failure="return", **options)
     history = np.array(solution.certificate.objective_history)
-    assert (np.diff(history) <= 0).all()
+    allowed = setting.tolerance.solve
+    if np.isinf(options["kl_weight"]) or options["rho"] < 1:
+        # The first plan misses the hard masses by up to 1e-3, and gains what they are worth.
+        prices = np.asarray(solution.prices)
+        allowed += 1e-3 * np.abs(prices[np.isfinite(prices)]).max()
+    assert np.diff(history).max(initial=0) <= allowed
     assert history[-1] == solution.objective.total
     assert len(history) == solution.certificate.outer_steps + 1
-    objectives = [progress.objective for progress in seen]
-    assert sorted(objectives, reverse=True) == objectives
-    assert set(objectives) <= set(history)
-    assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
-    assert all(progress.gap >= 0 for progress in seen)
-    passes = [progress.row_passes for progress in seen]
-    assert passes == sorted(passes)
-    assert passes[-1] <= solution.certificate.row_passes
 
 
 @given(seed=SEEDS)
@@ -234,10 +223,40 @@ def test_steps_made_one_by_one_never_raise_the_objective_either(setting, seed):
     solution = run(setting, cost, graph, **options)
     for _ in range(5):
         following = run(setting, cost, graph, init=solution, **options)
-        # Masses missed by the tolerance of the first inner solve are worth about as much.
-        allowed = 10 * setting.tolerance.value + following.certificate.column_residual
+        allowed = 10 * setting.tolerance.value
+        allowed += worth_of_violation(solution, following.prices)
+        allowed += worth_of_violation(following, following.prices)
         assert following.objective.total <= solution.objective.total + allowed
         solution = following
+
+
+@given(seed=SEEDS)
+@PROFILE
+def test_the_callback_sees_every_step(setting, seed):
+    cost, graph, options = strong_problem(seed)
+    seen = []
+    callback = seen.append
+    solution = run(setting, cost, graph, callback=callback, on_failure="return", **options)
+    history, last = solution.certificate.objective_history, seen[-1]
+    assert [progress.objective for progress in seen] == [history[p.step] for p in seen]
+    assert {progress.step for progress in seen} == set(range(len(history)))
+    assert all(progress.gap >= 0 for progress in seen)
+    passes = [progress.row_passes for progress in seen]
+    assert passes == sorted(passes)
+    assert last.gap == solution.certificate.stationarity_gap
+    assert last.row_passes == solution.certificate.row_passes
+
+
+@example(seed=2, kl_weight=0.005)  # a shortened step decides
+@given(seed=SEEDS, kl_weight=st.sampled_from([0.005, 0.05, 1.0]))
+@PROFILE
+def test_converged_means_within_tol_by_the_certificate(setting, seed, kl_weight):
+    cost, graph, options = strong_problem(seed)
+    options |= {"kl_weight": kl_weight, "tol": 1e-5}
+    certificate = run(setting, cost, graph, **options).certificate
+    assert certificate.stationarity_gap <= 1e-5
+    assert certificate.column_residual <= 1e-5
+    assert certificate.mass_error <= 1e-5
 
 
 def test_two_samples_that_would_swap_their_labels_for_ever(setting):

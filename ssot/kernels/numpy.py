@@ -103,6 +103,9 @@ class NumpyKernel:
             total += matrix[rows].sum(axis=0, dtype=np.float64)
         return total
 
+    def total(self, array: Array) -> float:
+        return float(array.sum(dtype=np.float64))
+
     def row_mass(self, matrix: Array) -> Vector:
         mass: Vector = matrix.sum(axis=1, dtype=np.float64)
         return mass

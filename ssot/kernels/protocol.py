@@ -104,6 +104,10 @@ class Kernel(Protocol):
         """Return the K column sums."""
         ...
 
+    def total(self, array: Matrix) -> float:
+        """Return the sum of all entries."""
+        ...
+
     def row_mass(self, matrix: Matrix) -> Vector:
         """Return the N row sums."""
         ...

@@ -1,0 +1,82 @@
+"""What `import ssot` brings: light, complete, documented."""
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+import ssot
+
+OPTIONAL = {"matplotlib", "numba", "pynndescent", "sklearn", "torch"}
+
+SOLVE = """
+import numpy as np, ssot
+cost = np.array([[0.1, 2.0], [1.5, 0.3], [0.9, 0.8]])
+solution = ssot.solve(cost, np.ones((3, 3)), rho=0.5)
+solution.plan, solution.labels, solution.confidence, solution.prices, solution.predict(cost)
+ssot.solve(logits=-cost, init=solution, kl_weight=np.inf)
+ssot.sp2ot_plan(cost)
+"""
+
+
+def run_apart(code):
+    """Run code in a fresh interpreter, where any warning is an error, and return what it prints."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("code", ["import ssot", SOLVE], ids=["import", "solve"])
+def test_optional_dependencies_are_not_imported(code):
+    loaded = run_apart(f"{code}\nimport sys; print(*sys.modules)").split()
+    assert "ssot" in loaded
+    assert OPTIONAL.isdisjoint(loaded)
+
+
+def test_nothing_is_printed():
+    assert run_apart(SOLVE) == ""
+
+
+def test_public_names_exist_once():
+    assert [name for name in ssot.__all__ if not hasattr(ssot, name)] == []
+    assert len(set(ssot.__all__)) == len(ssot.__all__)
+
+
+def test_star_import_brings_the_public_names():
+    namespace = {}
+    exec("from ssot import *", namespace)
+    assert set(ssot.__all__) <= set(namespace)
+
+
+def test_version_is_a_number():
+    assert ssot.__version__.split(".")[0].isdigit()
+
+
+def documented(thing, name):
+    """Tell whether there is a docstring, other than the signature that a dataclass makes up."""
+    text = inspect.getdoc(thing) or ""
+    return bool(text.strip()) and not text.startswith(f"{name}(")
+
+
+def test_public_objects_and_their_methods_are_documented():
+    things = {name: getattr(ssot, name) for name in ssot.__all__}
+    for name, thing in list(things.items()):
+        parts = vars(thing).items() if inspect.isclass(thing) else ()
+        things |= {
+            f"{name}.{part}": value
+            for part, value in parts
+            if not part.startswith("_") and hasattr(value, "__get__")
+        }
+    assert [name for name, thing in things.items() if not documented(thing, name)] == []
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ssot.__all__ if dataclasses.is_dataclass(getattr(ssot, name))]
+)
+def test_public_fields_are_documented(name):
+    described = inspect.getdoc(getattr(ssot, name))
+    fields = [field.name for field in dataclasses.fields(getattr(ssot, name))]
+    missing = [f for f in fields if not f.startswith("_") and not re.search(rf"\b{f}\b", described)]
+    assert missing == []

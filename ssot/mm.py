@@ -13,6 +13,7 @@ moving to ``Q + step D`` lowers the objective by at least ``gap - curve`` for th
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class Limits:
     @property
     def loosest_inner_tol(self) -> float:
         """Inner tolerance to begin with, while the gap is unknown or large."""
-        return max(float(self.tol) ** LOOSEST_INNER_EXPONENT, SMALLEST_TOLERANCE)
+        return max(math.pow(self.tol, LOOSEST_INNER_EXPONENT), SMALLEST_TOLERANCE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,9 +135,12 @@ class _SemiDual:
         rounding = max(self.kernel.resolution, SUM_ROUNDING) * abs(point.dual)
         return point.residual <= tol and point.gap <= max(tol, rounding)
 
-    def rounding(self, point: _Point) -> float:
-        """Return the size of dual differences that may be rounding errors."""
-        return 8 * self.kernel.resolution * abs(point.dual)
+    def rounding(self, point: _Point, epsilon: float) -> float:
+        """Return the size of dual differences that may be rounding errors.
+
+        Only the exponentials, worth ``epsilon`` log-sum-exp, are as coarse as the kernel's arrays.
+        """
+        return 8 * self.kernel.resolution * epsilon + SUM_ROUNDING * abs(point.dual)
 
     def _point(
         self, prices: Vector, sums: RowSums, epsilon: float, overlap: NDArray[np.float64]
@@ -225,7 +228,7 @@ def _climb(
     best, idle_steps = point.residual, 0
     while not done(point) and semidual.passes < max_passes and idle_steps < STALLED_STEPS:
         point, gain = ascent.advance(point)
-        idle = gain <= semidual.rounding(point) and point.residual > 0.5 * best
+        idle = gain <= semidual.rounding(point, epsilon) and point.residual > 0.5 * best
         idle_steps = idle_steps + 1 if idle else 0
         best = min(best, point.residual)
     return _Climb(point, done(point), idle_steps >= STALLED_STEPS)
@@ -302,7 +305,10 @@ class _Ascent:
             trial_slope = float(trial.gradient @ direction)
             if trial_slope >= 0 or trial.dual - point.dual >= SUFFICIENT_GAIN * step * slope:
                 return trial, step
-            if slope <= self.semidual.rounding(point) and trial.residual < point.residual:
+            if (
+                slope <= self.semidual.rounding(point, self.epsilon)
+                and trial.residual < point.residual
+            ):
                 return trial, step
             step *= float(np.clip(slope / (slope - trial_slope), 0.1, 0.7))
         return None, step

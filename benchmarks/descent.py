@@ -1,7 +1,8 @@
 """Compare the safeguarded step with the published full step on problems where the latter cycles.
 
-Prints one Markdown table. Both iterations start at the same plan and solve their inner problems with
-the same solver, so that only the step differs. Run as ``python -m benchmarks.descent --seeds 0 1``.
+Prints one Markdown table. Both iterations start at the same plan and solve their inner problems
+with the same solver, so that only the step differs. Run as
+``python -m benchmarks.descent --seeds 0 1``.
 """
 
 import argparse

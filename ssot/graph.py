@@ -373,9 +373,11 @@ def _assemble(
     if include_self:
         neighbours = np.column_stack([neighbours, np.arange(samples)])
         weights = np.column_stack([weights, np.ones(samples, weights.dtype)])
-    starts = np.arange(samples + 1) * neighbours.shape[1]
+    # Other libraries want 32-bit indices wherever they suffice.
+    index = sparse.get_index_dtype(maxval=max(samples, weights.size))
+    starts = (np.arange(samples + 1) * neighbours.shape[1]).astype(index)
     graph = sparse.csr_array(
-        (weights.ravel(), neighbours.ravel(), starts), shape=(samples, samples)
+        (weights.ravel(), neighbours.ravel().astype(index), starts), shape=(samples, samples)
     )
     if symmetrize:
         graph = ((graph + graph.T) * 0.5).tocsr()

@@ -69,7 +69,8 @@ class Problem:
         Default 0.1 (published).
     kl_weight : float or (K,) array
         Strength :math:`\lambda` that holds class j to its share ``rho * prior[j]``, in the unit of
-        the cost; 0.3 to 10, ``inf`` for hard class sizes. Default 1 (published).
+        the cost; 0.3 to 10, ``inf`` for hard class sizes, which is also what ``1e15 * epsilon`` and
+        more mean. Default 1 (published).
     semantic_weight : float, optional
         Strength :math:`\lambda_s` of the graph, in the unit of the cost times N. Default
         ``0.2 * N`` where a graph is given (the published strength at every N), else 0.

@@ -38,7 +38,7 @@ class Solution:
     backend : str
         Name of the backend that computed it.
     seconds : float
-        Wall-clock time of the solve, checks and certificate included.
+        Wall-clock time of the solve, from the checked problem to the certificate.
     """
 
     problem: Problem

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.arrays import to_number
+from ssot.arrays import to_number, to_numpy
 from ssot.certificate import certify
 from ssot.kernels import Plan, make_kernel
 from ssot.mm import Limits, Start, minimise
@@ -83,7 +83,7 @@ def solve(
     tol: float = 1e-6,
     max_steps: int = 200,
     max_passes: int = 2000,
-    init: Solution | None = None,
+    init: Solution | ArrayLike | None = None,
     callback: Callback | None = None,
     on_failure: OnFailure = "warn",
     backend: str = "auto",
@@ -106,9 +106,10 @@ def solve(
         Most majorise-minimise steps. Default 200; 5 to 50 are usual.
     max_passes : int
         Most times that the cost is read, over all steps. Default 2000; 10 to 100 are usual.
-    init : Solution, optional
-        A solution to start from, of a problem with the same classes. Its prices are used, and its
-        plan as well if it has the same samples.
+    init : Solution or (K + 1,) array, optional
+        A solution to start from, or its prices alone, of a problem with the same classes. The plan
+        of a solution is used as well where it has the same number of samples: for another batch of
+        the same size pass ``solution.prices``.
     callback : callable, optional
         Called with a `Progress` at each outer step; stops the solve by returning True.
     on_failure : {"warn", "raise", "return"}
@@ -163,7 +164,7 @@ def solve_problem(
     tol: float = 1e-6,
     max_steps: int = 200,
     max_passes: int = 2000,
-    init: Solution | None = None,
+    init: Solution | ArrayLike | None = None,
     callback: Callback | None = None,
     on_failure: OnFailure = "warn",
     backend: str = "auto",
@@ -221,18 +222,31 @@ def _check_options(tol: float, max_steps: int, max_passes: int, callback: Callba
         raise TypeError(f"callback must be a function of a Progress, or None, got {callback!r}")
 
 
-def _start(init: Solution | None, problem: Problem) -> Start:
+def _start(init: Solution | ArrayLike | None, problem: Problem) -> Start:
     if init is None:
         return Start()
+    classes = problem.cost.shape[1]
     if not isinstance(init, Solution):
-        raise TypeError(f"init must be a Solution returned by solve, got {type(init).__name__}")
-    classes, classes_before = problem.cost.shape[1], init.problem.cost.shape[1]
+        try:
+            prices = to_numpy(init, "init").astype(np.float64)
+        except TypeError as error:
+            raise TypeError(
+                "init must be a Solution returned by solve, or its prices, "
+                f"got {type(init).__name__}"
+            ) from error
+        if prices.shape != (classes + 1,) or np.isnan(prices).any() or (prices == np.inf).any():
+            raise ValueError(
+                f"init must be a Solution, or the {classes + 1} prices of one (finite or -inf), "
+                f"got an array of shape {prices.shape}"
+            )
+        return Start(prices)
+    samples_before, classes_before = init.problem.cost.shape
     if classes != classes_before:
         raise ValueError(
             f"init must have the classes of the problem, {classes}, got a solution of "
             f"{classes_before}; leave it out to start cold"
         )
-    if init.problem.cost.shape != problem.cost.shape:
+    if samples_before != problem.cost.shape[0]:
         return Start(init._prices)
     matrix = init._plan.matrix.astype(problem.cost.dtype, copy=False)
     is_feasible = problem.has_constraints_of(init.problem)

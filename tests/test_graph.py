@@ -560,3 +560,9 @@ def test_the_approximate_search_itself():
         graph = knn_graph(hard, 5, method="approximate")
         assert_well_formed(graph, len(hard), 5)
         assert (graph.diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("symmetrize", [False, True])
+def test_indices_are_as_narrow_as_other_libraries_want(symmetrize):
+    graph = knn_graph(normal(30), 3, symmetrize=symmetrize)
+    assert graph.indices.dtype == graph.indptr.dtype == np.int32

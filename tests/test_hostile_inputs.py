@@ -448,7 +448,9 @@ OPTIONS = [
     *each_refused("on_failure", "'warn'", ["warm", None]),
     *each_refused("backend", "'numpy'", ["nunpy", None]),
     *each_refused("callback", "callable|function", [3], TypeError),
-    *each_refused("init", "returned by solve", [[[0.1]], "warm"], TypeError),
+    *each_refused("init", "returned by solve", ["warm", object()], TypeError),
+    *each_refused("init", "4 prices", [[[0.1]], [0.1, 0.2, 0.3], [0, nan, 0, 0], [0, 0, 0, inf]]),
+    right("init prices", graph=RING, rho=0.3, init=[0.1, -0.2, 0.3, -inf]),
     refused("init, other classes", "init", "leave it out", init=solution(cost=COST[:, :2])),
     right("init, other samples", graph=RING, rho=0.3, init=solution(cost=COST[:7])),
     right("init from rho=1", rho=0.3, init=solution()),
@@ -497,13 +499,15 @@ def posed(arguments):
     weight = np.asarray(arguments.get("sample_weight", np.full(samples, 1 / samples)), np.float64)
     graph = arguments.get("graph")
     strength = arguments.get("semantic_weight", 0.0 if graph is None else 0.2 * samples)
+    epsilon = arguments.get("epsilon", 0.1)
+    kl_weight = np.asarray(arguments.get("kl_weight", 1.0), float)
     weight = weight / weight.sum()
     return SimpleNamespace(
         cost=cost,
         w=None if graph is None or not strength else symmetric(graph, samples),
         rho=min(float(np.asarray(arguments.get("rho", 1.0)).reshape(())), 1.0),
-        epsilon=arguments.get("epsilon", 0.1),
-        kl_weight=np.broadcast_to(np.asarray(arguments.get("kl_weight", 1.0), float), classes),
+        epsilon=epsilon,
+        kl_weight=np.broadcast_to(np.where(kl_weight < 1e15 * epsilon, kl_weight, inf), classes),
         semantic_weight=strength,
         prior=prior / prior.sum(),
         weight=weight,

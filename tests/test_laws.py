@@ -314,6 +314,16 @@ def test_a_solution_is_its_own_best_start(setting, case):
     assert distance(again.plan, solution.plan) <= apart(setting, case)
 
 
+@given(case=LINEAR_CASES)
+@PROFILE
+def test_prices_alone_are_as_good_a_start_without_a_graph(setting, case):
+    solution = run_case(setting, case)
+    by_solution = run_case(setting, case, init=solution)
+    by_prices = run_case(setting, case, init=solution.prices)
+    np.testing.assert_array_equal(by_prices.plan, by_solution.plan)
+    assert by_prices.certificate == by_solution.certificate
+
+
 def test_a_start_may_come_from_other_samples_or_another_rho(setting):
     case = linear_case(7, samples=40)
     half = {"sample_weight": None, "cost": case.cost[::2]}

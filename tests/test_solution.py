@@ -180,7 +180,9 @@ def test_a_failed_solve_can_be_continued(setting):
         ({"max_passes": 1.5}, ValueError, "max_passes must be"),
         ({"on_failure": "ignore"}, ValueError, "on_failure must be one of"),
         ({"backend": "fortran"}, ValueError, "backend must be one of"),
-        ({"init": np.zeros(3)}, ValueError, "init must be a Solution"),
+        ({"init": "previous"}, TypeError, "init must be a Solution"),
+        ({"init": np.zeros(2)}, ValueError, "init must be a Solution, or the 3 prices"),
+        ({"init": [0, np.nan, 0]}, ValueError, "init must be a Solution, or the 3 prices"),
     ],
 )
 def test_wrong_options_are_refused(wrong, error, message):

@@ -53,7 +53,10 @@ class Solution:
 
     @property
     def plan(self) -> Any:
-        """The plan Q, (N, K), in the dtype of the computation: masses that sum to rho."""
+        """The plan Q, (N, K), in the dtype of the computation: masses that sum to rho.
+
+        The solution's own array, which `init` and the labels read: copy it before changing it.
+        """
         return to_library(self._plan.matrix, self.problem.library)
 
     @property

@@ -82,8 +82,9 @@ class Columns:
         ``|g_j (mass - target)|`` of its violation, with prices measured from their mean where only
         their differences count.
         """
-        demand, soft = self.demand(prices), self.inverse_strength > 0
-        divergence = kl_divergence(mass[soft], demand[soft]) / self.inverse_strength[soft]
+        soft = self.inverse_strength > 0
+        rate = self.inverse_strength[soft]
+        divergence = kl_divergence(mass[soft], self.target[soft], prices[soft] * rate) / rate
         return float(divergence.sum() + np.abs(self._hard_worth(prices, mass)).sum())
 
     def prices_of(self, mass: Vector, prices: Vector) -> Vector:

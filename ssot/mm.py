@@ -84,16 +84,14 @@ class Outcome:
 class _Iterate:
     """A feasible plan with its prices, its product with the graph, and its objective.
 
-    `residual` is the L1 distance of the column masses from those demanded. `value` is the objective
-    corrected for what hard columns have too much or too little, at their prices: without
-    that, a plan that falls short of its mass could look better than any that does not.
+    `mass` is what the open columns have, and `residual` its L1 distance from what they demand.
     """
 
     plan: Plan
     prices: Vector
     product: Matrix | None
     objective: Objective
-    value: float
+    mass: Vector
     residual: float
 
 
@@ -110,11 +108,12 @@ def minimise(
     """
     run = _Descent(problem, kernel, limits)
     current = run.first_iterate(start)
-    history = [current.value]
+    history = [run.value(current, current.prices)]
     inner_tol = limits.loosest_inner_tol
     while True:
         answer = run.answer_to(current, inner_tol)
-        gap = max(current.value + current.objective.semantic - answer.dual, 0.0)
+        value = run.value(current, answer.prices)
+        gap = max(value + current.objective.semantic - answer.dual, 0.0)
         progress = Progress(len(history) - 1, history[-1], gap, run.passes)
         logger.debug("%s", progress)
         status = run.status(current, progress)
@@ -122,10 +121,11 @@ def minimise(
             status = Status.STOPPED
         if status is None:
             following = run.step(current, answer, max(gap - answer.gap, 0.0))
-            if following.value < current.value:
-                history.append(following.value)
-            if following.value < current.value or run.restores(current, following, gap):
+            following_value = run.value(following, answer.prices)
+            if following_value < value or run.restores(current, following, gap):
                 current = following
+                if following_value < history[-1]:
+                    history.append(following_value)
                 inner_tol = max(min(inner_tol, INNER_SHARE * gap), SMALLEST_TOLERANCE)
                 continue
             if inner_tol > SMALLEST_TOLERANCE:
@@ -208,9 +208,18 @@ class _Descent:
             prices=columns.expand(prices),
             product=product,
             objective=objective,
-            value=objective.total + columns.shortfall_worth(prices, mass),
+            mass=mass,
             residual=float(np.abs(mass - columns.demand(prices)).sum()),
         )
+
+    def value(self, iterate: _Iterate, prices: Vector) -> float:
+        """Return the objective, corrected for what hard columns lack or exceed, at given prices.
+
+        Without that a plan that falls short of its mass could look better than any that does not.
+        The answer at these prices has the least corrected surrogate, whatever its own shortfall.
+        """
+        worth = self.columns.shortfall_worth(prices[self.columns.is_open], iterate.mass)
+        return iterate.objective.total + worth
 
     def rounding(self, current: _Iterate) -> float:
         """Return the size of differences in the objective that may be rounding errors."""

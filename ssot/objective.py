@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import kl_div
 
 from ssot.kernels.protocol import Kernel, Matrix, Plan, Vector
 from ssot.problem import Problem
@@ -75,15 +74,20 @@ def evaluate(problem: Problem, kernel: Kernel, plan: Plan, product: Matrix | Non
 
 
 def _class_size_term(problem: Problem, class_mass: Vector) -> float:
-    soft = np.isfinite(problem.kl_weight)
+    soft = np.isfinite(problem.kl_weight) & (problem.prior > 0)
     wanted = problem.rho * problem.prior
     return float(problem.kl_weight[soft] @ kl_divergence(class_mass[soft], wanted[soft]))
 
 
-def kl_divergence(mass: Vector, target: Vector) -> Vector:
-    """Return ``mass log(mass / target) - mass + target``, without cancellation where they agree."""
-    divergence: Vector = kl_div(mass, target)
-    near = np.abs(mass - target) < 1e-4 * target
-    excess = mass[near] / target[near] - 1.0
-    divergence[near] = target[near] * excess**2 * (0.5 - excess / 6.0)
+def kl_divergence(mass: Vector, target: Vector, discount: Vector | float = 0.0) -> Vector:
+    """Return ``mass log(mass / r) - mass + r`` for ``r = target exp(-discount)``.
+
+    Without cancellation where mass and r agree, and finite where r underflows.
+    """
+    discounted = target * np.exp(-np.asarray(discount))
+    log_ratio = np.log(mass / target, out=np.zeros_like(mass), where=mass > 0) + discount
+    divergence: Vector = np.where(mass > 0, mass * log_ratio, 0.0) - mass + discounted
+    near = np.abs(mass - discounted) < 1e-4 * discounted
+    excess = mass[near] / discounted[near] - 1.0
+    divergence[near] = discounted[near] * excess**2 * (0.5 - excess / 6.0)
     return divergence

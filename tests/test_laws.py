@@ -255,6 +255,27 @@ def test_converged_means_within_tol_by_the_certificate(setting, seed, kl_weight)
     assert certificate.mass_error <= 1e-5
 
 
+SHARP_COSTS = [
+    [[1.0, 3.7], [1.7, 1.8], [0.7, 1.8]],  # demands underflow that masses do not
+    [[-17.2, -3.3], [-2.5, 6.0], [-3.8, -2.4]],  # the virtual price jumps between steps
+]
+
+
+@pytest.mark.parametrize("cost", SHARP_COSTS)
+@pytest.mark.parametrize("epsilon", [0.003, 0.01])
+@pytest.mark.parametrize("kl_weight", [0.003, 0.01, np.inf])
+@pytest.mark.parametrize("rho", [0.1, 0.5])
+def test_only_rounding_stalls_a_solve(setting, cost, epsilon, kl_weight, rho):
+    """The cost's range is a thousand times epsilon, and the graph as strong as the cost."""
+    ring = np.roll(np.eye(3), 1, axis=0)
+    options = {"epsilon": epsilon, "kl_weight": kl_weight, "rho": rho, "semantic_weight": 30.0}
+    solution = run(setting, cost, ring, tol=1e-6, on_failure="return", **options)
+    certificate = solution.certificate
+    assert np.isfinite(certificate.inner_gap)
+    if solution.status is Status.STALLED:
+        assert certificate.relative_stationarity_gap <= setting.tolerance.value
+
+
 def test_two_samples_that_would_swap_their_labels_for_ever(setting):
     """Each follows the other, so that full steps exchange the two rows of the plan."""
     cost = np.array([[0.0, 0.1], [0.1, 0.0]])

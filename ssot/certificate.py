@@ -33,7 +33,9 @@ class Certificate:
         Primal-dual gap of the last linearised problem.
     stationarity_gap : float
         Upper bound on the generalised Frank-Wolfe gap, in the objective's unit: 0 exactly at a
-        stationary point. For a convex problem it bounds the distance to the optimal value.
+        stationary point. Without a graph it bounds the distance to the optimal value; where the
+        problem is provably convex, ``gap / (1 - theta)`` does, with ``theta = 2 semantic_weight
+        lambda_max(W) max(alpha) / epsilon``.
     relative_stationarity_gap : float
         The same over the sum of the magnitudes of the objective's terms.
     objective_history : tuple of float

@@ -91,7 +91,8 @@ class Columns:
         """Return the prices at which soft columns demand the mass they have; others keep theirs."""
         known = (self.inverse_strength > 0) & (mass > 0)
         implied = prices.copy()
-        implied[known] = np.log(self.target[known] / mass[known]) / self.inverse_strength[known]
+        surplus = np.log(self.target[known]) - np.log(mass[known])
+        implied[known] = surplus / self.inverse_strength[known]
         return implied
 
     def shortfall_worth(self, prices: Vector, mass: Vector) -> float:

@@ -120,9 +120,11 @@ def minimise(
         if callback is not None and callback(progress) and status is None:
             status = Status.STOPPED
         if status is None:
-            following = run.step(current, answer, max(gap - answer.gap, 0.0))
+            restores = run.restores(current, answer, gap)
+            certain = np.inf if restores else max(gap - answer.gap, 0.0)
+            following = run.step(current, answer, certain)
             following_value = run.value(following, answer.prices)
-            if following_value < value or run.restores(current, following, gap):
+            if following_value < value or restores:
                 current = following
                 if following_value < history[-1]:
                     history.append(following_value)
@@ -225,10 +227,10 @@ class _Descent:
         """Return the size of differences in the objective that may be rounding errors."""
         return max(self.kernel.resolution, SUM_ROUNDING) * current.objective.scale
 
-    def restores(self, current: _Iterate, following: _Iterate, gap: float) -> bool:
-        """Tell whether a plan that is as stationary meets the column masses better."""
+    def restores(self, current: _Iterate, answer: InnerSolution, gap: float) -> bool:
+        """Tell whether only the masses are amiss, and the whole way to the answer mends them."""
         is_stationary = gap <= max(self.limits.tol, self.rounding(current))
-        return is_stationary and following.residual < 0.95 * current.residual
+        return is_stationary and answer.residual < 0.95 * current.residual
 
     def status(self, current: _Iterate, progress: Progress) -> Status | None:
         """Return why to end at the current plan, or None to go on."""

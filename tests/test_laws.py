@@ -259,25 +259,30 @@ def test_converged_means_within_tol_by_the_certificate(setting, seed, kl_weight)
     assert certificate.mass_error <= 1e-5
 
 
-SHARP_COSTS = [
-    [[1.0, 3.7], [1.7, 1.8], [0.7, 1.8]],  # demands underflow that masses do not
-    [[-17.2, -3.3], [-2.5, 6.0], [-3.8, -2.4]],  # the virtual price jumps between steps
-]
+SHARP = {
+    "a demand underflows that a mass does not": ([[1.0, 3.7], [1.7, 1.8], [0.7, 1.8]], 30.0),
+    "the virtual price jumps": ([[-17.2, -3.3], [-2.5, 6.0], [-3.8, -2.4]], 30.0),
+    "stationary before it is feasible": ([[1.4, -1.9], [3.2, -2.3], [-0.9, -2.2]], 10.0),
+    "a class is all but empty": ([[-0.3, 4.0], [-0.1, -3.1], [-0.7, -0.7]], 30.0),
+}
 
 
-@pytest.mark.parametrize("cost", SHARP_COSTS)
+@pytest.mark.parametrize("name", SHARP)
 @pytest.mark.parametrize("epsilon", [0.003, 0.01])
 @pytest.mark.parametrize("kl_weight", [0.003, 0.01, np.inf])
 @pytest.mark.parametrize("rho", [0.1, 0.5])
-def test_only_rounding_stalls_a_solve(setting, cost, epsilon, kl_weight, rho):
+def test_only_rounding_stalls_a_solve(setting, name, epsilon, kl_weight, rho):
     """The cost's range is a thousand times epsilon, and the graph as strong as the cost."""
+    cost, semantic_weight = SHARP[name]
     ring = np.roll(np.eye(3), 1, axis=0)
-    options = {"epsilon": epsilon, "kl_weight": kl_weight, "rho": rho, "semantic_weight": 30.0}
-    solution = run(setting, cost, ring, tol=1e-6, on_failure="return", **options)
+    options = {"epsilon": epsilon, "kl_weight": kl_weight, "rho": rho, "tol": 1e-6}
+    options |= {"semantic_weight": semantic_weight, "on_failure": "return"}
+    solution = run(setting, cost, ring, **options)
     certificate = solution.certificate
     assert np.isfinite(certificate.inner_gap)
     if solution.status is Status.STALLED:
-        assert certificate.relative_stationarity_gap <= setting.tolerance.value
+        misses = certificate.column_residual + certificate.mass_error
+        assert certificate.relative_stationarity_gap + misses <= 10 * setting.tolerance.value
 
 
 def test_two_samples_that_would_swap_their_labels_for_ever(setting):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssot.columns import Columns
-from ssot.kernels.protocol import SUM_ROUNDING, Kernel, Matrix, Plan, Vector
+from ssot.kernels.protocol import Kernel, Matrix, Plan, Vector, value_rounding
 from ssot.objective import Objective, evaluate
 from ssot.problem import Problem
 from ssot.semidual import InnerSolution, solve_inner
@@ -225,7 +225,7 @@ class _Descent:
 
     def rounding(self, current: _Iterate) -> float:
         """Return the size of differences in the objective that may be rounding errors."""
-        return max(self.kernel.resolution, SUM_ROUNDING) * current.objective.scale
+        return value_rounding(self.kernel) * current.objective.scale
 
     def restores(self, current: _Iterate, answer: InnerSolution, gap: float) -> bool:
         """Tell whether only the masses are amiss, and the whole way to the answer mends them."""

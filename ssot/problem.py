@@ -129,12 +129,13 @@ class Problem:
         costs = as_cost(cost, logits)
         samples, classes = costs.shape
         w = None if graph is None else symmetric_graph(graph, samples, costs.dtype)
+        smoothing = _positive_number(epsilon, "epsilon")
         checked = {
             "cost": costs,
             "graph": w,
             "rho": _transported_mass(rho),
-            "epsilon": _positive_number(epsilon, "epsilon"),
-            "kl_weight": _class_strengths(kl_weight, classes, _positive_number(epsilon, "epsilon")),
+            "epsilon": smoothing,
+            "kl_weight": _class_strengths(kl_weight, classes, smoothing),
             "semantic_weight": _semantic_weight(semantic_weight, w, samples),
             "prior": _distribution(prior, classes, "prior"),
             "sample_weight": _distribution(sample_weight, samples, "sample_weight"),

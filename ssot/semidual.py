@@ -19,7 +19,14 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.special import xlogy
 
 from ssot.columns import Columns
-from ssot.kernels.protocol import SUM_ROUNDING, Kernel, Matrix, Plan, RowSums
+from ssot.kernels.protocol import (
+    SUM_ROUNDING,
+    Kernel,
+    Matrix,
+    Plan,
+    RowSums,
+    value_rounding,
+)
 from ssot.problem import Problem, Vector
 
 ANNEALING_FACTOR = 4.0
@@ -132,7 +139,7 @@ class _SemiDual:
 
     def meets(self, point: _Point, tol: float) -> bool:
         """Tell whether residual and gap are within `tol`, the gap as far as it can be known."""
-        rounding = max(self.kernel.resolution, SUM_ROUNDING) * abs(point.dual)
+        rounding = value_rounding(self.kernel) * abs(point.dual)
         return point.residual <= tol and point.gap <= max(tol, rounding)
 
     def rounding(self, point: _Point, epsilon: float) -> float:
@@ -323,8 +330,10 @@ def _finish(semidual: _SemiDual, climb: _Climb, epsilon: float, tol: float) -> I
     ascent = _Ascent(semidual, epsilon)
     direction = ascent.newton_direction(climb.point)
     is_short = ascent.damping == 0 and np.abs(direction).max() <= SMALLEST_RADIUS * epsilon
-    prices = semidual.columns.balance(climb.point.prices + direction) if is_short else None
-    plan, final = semidual.plan_at(climb.point.prices if prices is None else prices, epsilon)
+    prices = climb.point.prices
+    if is_short:
+        prices = semidual.columns.balance(prices + direction)
+    plan, final = semidual.plan_at(prices, epsilon)
     if final.residual > climb.point.residual and not semidual.meets(final, tol):
         plan, final = semidual.plan_at(climb.point.prices, epsilon)
     return InnerSolution(

@@ -115,3 +115,8 @@ class Kernel(Protocol):
     def typical_spread(self, cost: Matrix) -> float:
         """Return how far a row's median cost lies above its minimum, in a typical row."""
         ...
+
+
+def value_rounding(kernel: Kernel) -> float:
+    """Return the relative rounding error of an objective evaluated on the kernel's arrays."""
+    return max(kernel.resolution, SUM_ROUNDING)

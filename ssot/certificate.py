@@ -9,7 +9,6 @@ from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
 from ssot.columns import Columns
-from ssot.kernels.protocol import Kernel
 from ssot.mm import Outcome
 from ssot.problem import Problem
 
@@ -64,16 +63,15 @@ class Certificate:
         return len(self.objective_history) - 1
 
 
-def certify(problem: Problem, kernel: Kernel, outcome: Outcome) -> Certificate:
-    """Measure a plan against its problem."""
-    class_mass = kernel.column_mass(outcome.plan.matrix)
-    row_excess = kernel.row_mass(outcome.plan.matrix) - problem.sample_weight
+def certify(problem: Problem, outcome: Outcome) -> Certificate:
+    """Gather the evidence from the sums that were measured on the plan."""
+    class_mass = outcome.sums.column_mass[:-1]
     columns = Columns.of(problem)
     demand = np.zeros(len(columns.is_open))
     demand[columns.is_open] = columns.demand(outcome.prices[columns.is_open])
     return Certificate(
         mass_error=abs(float(class_mass.sum()) - problem.rho),
-        row_violation=float(row_excess.clip(min=0).sum()),
+        row_violation=outcome.sums.row_excess,
         column_residual=float(np.abs(class_mass - demand[:-1]).sum()),
         inner_gap=outcome.inner_gap,
         stationarity_gap=outcome.gap,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import exprel, logsumexp
+from scipy.special import exprel
 
 from ssot.objective import kl_divergence
 from ssot.problem import Problem, Vector
@@ -120,7 +120,7 @@ class Columns:
         shift = 0.0
         for _ in range(SHIFT_STEPS):
             terms = log_demand - rate * shift
-            total = logsumexp(terms)
+            total = np.logaddexp.reduce(terms)
             step = (total - np.log(self.soft_mass)) / (np.exp(terms - total) @ rate)
             shift += step
             if abs(step) * rate.max() < 4 * np.finfo(np.float64).eps:

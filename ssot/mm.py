@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssot.columns import Columns
-from ssot.kernels.protocol import Kernel, Matrix, Plan, Vector, value_rounding
+from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, Vector, value_rounding
 from ssot.objective import Objective, evaluate
 from ssot.problem import Problem
 from ssot.semidual import InnerSolution, solve_inner
@@ -71,6 +71,7 @@ class Outcome:
     """A plan with the quantities that only the iteration knows."""
 
     plan: Plan
+    sums: PlanSums
     prices: Vector
     objective: Objective
     gap: float
@@ -82,16 +83,15 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Iterate:
-    """A feasible plan with its prices, its product with the graph, and its objective.
+    """A feasible plan with its sums, its prices and its objective.
 
-    `mass` is what the open columns have, and `residual` its L1 distance from what they demand.
+    `residual` is the L1 distance of the masses of the open columns from what they demand.
     """
 
     plan: Plan
+    sums: PlanSums
     prices: Vector
-    product: Matrix | None
     objective: Objective
-    mass: Vector
     residual: float
 
 
@@ -106,7 +106,7 @@ def minimise(
 
     A problem without semantics is its own surrogate, so its solution is where it starts.
     """
-    run = _Descent(problem, kernel, limits)
+    run = _Descent(problem, kernel, limits, start)
     current = run.first_iterate(start)
     history = [run.value(current, current.prices)]
     inner_tol = limits.loosest_inner_tol
@@ -125,17 +125,20 @@ def minimise(
             following = run.step(current, answer, certain)
             following_value = run.value(following, answer.prices)
             if following_value < value or restores:
+                run.recycle(current.plan)
                 current = following
                 if following_value < history[-1]:
                     history.append(following_value)
                 inner_tol = max(min(inner_tol, INNER_SHARE * gap), SMALLEST_TOLERANCE)
                 continue
+            run.undo_step(current, following)
             if inner_tol > SMALLEST_TOLERANCE:
                 inner_tol = max(INNER_SHARE * inner_tol, SMALLEST_TOLERANCE)
                 continue
             status = Status.STALLED
         return Outcome(
             plan=current.plan,
+            sums=current.sums,
             prices=current.prices,
             objective=current.objective,
             gap=gap,
@@ -147,72 +150,83 @@ def minimise(
 
 
 class _Descent:
-    """The moves of one run of the outer loop, with what the last inner solve has taught."""
+    """The moves of one run of the outer loop, with what the last inner solve has taught.
 
-    def __init__(self, problem: Problem, kernel: Kernel, limits: Limits) -> None:
+    Two plans and one product with the graph are all the N x K arrays it holds. `product` is that
+    of the current plan but between `step` and its verdict, when it is that of the next one.
+    """
+
+    def __init__(self, problem: Problem, kernel: Kernel, limits: Limits, start: Start) -> None:
         self.problem = problem
         self.kernel = kernel
         self.limits = limits
         self.columns = Columns.of(problem)
         self.passes = 0
         self.answer: InnerSolution | None = None
+        self.product: Matrix | None = None
+        self._given = start.plan
+        self._spare: Plan | None = None
 
-    def solve_inner(self, cost: Matrix, tol: float, prices: Vector | None) -> InnerSolution:
-        """Solve the problem with this linear cost."""
+    def solve_inner(self, tol: float, prices: Vector | None) -> InnerSolution:
+        """Solve the problem linearised at the plan that the product belongs to."""
+        out, self._spare = self._spare, None
         self.answer = solve_inner(
             self.kernel,
-            cost,
+            self.product,
             self.columns,
             self.problem,
             tol=tol,
             max_passes=self.limits.max_passes - self.passes,
             warm_prices=prices,
+            out=out,
         )
         self.passes += self.answer.passes
         return self.answer
 
     def first_iterate(self, start: Start) -> _Iterate:
         """Return the plan to start from, or the answer to the cost linearised at it or at none."""
-        kernel, problem = self.kernel, self.problem
-        cost, tol, product = kernel.cost, self.limits.tol, None
-        if problem.has_semantics:
-            tol = self.limits.loosest_inner_tol
-            if start.plan is not None and start.prices is not None:
-                product = kernel.graph_product(start.plan.matrix)
-                if start.is_feasible:
-                    return self.iterate(start.plan, start.prices, product, is_answer=False)
-                cost = kernel.linearize(product, problem.semantic_weight)
-        answer = self.solve_inner(cost, tol, start.prices)
-        if problem.has_semantics:
-            product = kernel.graph_product(answer.plan.matrix)
-        return self.iterate(answer.plan, answer.prices, product, is_answer=True)
+        if not self.problem.has_semantics:
+            answer = self.solve_inner(self.limits.tol, start.prices)
+            return self.iterate(answer.plan, answer.prices, is_answer=True)
+        if start.plan is not None and start.prices is not None:
+            self.product = self.kernel.graph_product(start.plan.matrix, None)
+            if start.is_feasible:
+                return self.iterate(start.plan, start.prices, is_answer=False)
+        answer = self.solve_inner(self.limits.loosest_inner_tol, start.prices)
+        self.product = self.kernel.graph_product(answer.plan.matrix, self.product)
+        return self.iterate(answer.plan, answer.prices, is_answer=True)
 
     def answer_to(self, current: _Iterate, tol: float) -> InnerSolution:
         """Return the solution of the surrogate at the current plan."""
-        if self.answer is not None and not self.problem.has_semantics:
+        if self.answer is not None and self.product is None:
             return self.answer
-        cost = self.kernel.linearize(current.product, self.problem.semantic_weight)
         prices = current.prices if self.answer is None else self.answer.prices
-        return self.solve_inner(cost, tol, prices)
+        return self.solve_inner(tol, prices)
 
-    def iterate(
-        self, plan: Plan, prices: Vector, product: Matrix | None, *, is_answer: bool
-    ) -> _Iterate:
-        """Evaluate a plan; prices of soft columns follow from its masses unless they induced it."""
-        kernel, columns = self.kernel, self.columns
-        mass = np.append(kernel.column_mass(plan.matrix), kernel.total(plan.slack))
-        mass, prices = mass[columns.is_open], prices[columns.is_open]
+    def iterate(self, plan: Plan, prices: Vector, *, is_answer: bool) -> _Iterate:
+        """Measure a plan; prices of soft columns follow from its masses unless they induced it."""
+        columns = self.columns
+        sums = self.kernel.measure(plan, self.product)
+        mass, prices = sums.column_mass[columns.is_open], prices[columns.is_open]
         if not is_answer:
             prices = columns.prices_of(mass, prices)
-        objective = evaluate(self.problem, kernel, plan, product)
         return _Iterate(
             plan=plan,
+            sums=sums,
             prices=columns.expand(prices),
-            product=product,
-            objective=objective,
-            mass=mass,
+            objective=evaluate(self.problem, sums),
             residual=float(np.abs(mass - columns.demand(prices)).sum()),
         )
+
+    def recycle(self, plan: Plan) -> None:
+        """Let the next answer overwrite a plan, unless the caller gave it."""
+        if plan is not self._given:
+            self._spare = plan
+
+    def undo_step(self, current: _Iterate, rejected: _Iterate) -> None:
+        """Return to the current plan."""
+        self.recycle(rejected.plan)
+        self.product = self.kernel.graph_product(current.plan.matrix, self.product)
 
     def value(self, iterate: _Iterate, prices: Vector) -> float:
         """Return the objective, corrected for what hard columns lack or exceed, at given prices.
@@ -220,7 +234,9 @@ class _Descent:
         Without that a plan that falls short of its mass could look better than any that does not.
         The answer at these prices has the least corrected surrogate, whatever its own shortfall.
         """
-        worth = self.columns.shortfall_worth(prices[self.columns.is_open], iterate.mass)
+        is_open = self.columns.is_open
+        mass = iterate.sums.column_mass[is_open]
+        worth = self.columns.shortfall_worth(prices[is_open], mass)
         return iterate.objective.total + worth
 
     def rounding(self, current: _Iterate) -> float:
@@ -249,17 +265,10 @@ class _Descent:
     def step(self, current: _Iterate, answer: InnerSolution, gap: float) -> _Iterate:
         """Move from the current plan towards the answer as far as descent is certain."""
         kernel, target = self.kernel, answer.plan
-        product = kernel.graph_product(target.matrix)
-        direction = kernel.add(target.matrix, current.plan.matrix, -1.0)
-        product_change = kernel.add(product, current.product, -1.0)
-        curve = -self.problem.semantic_weight * kernel.inner(direction, product_change)
+        change = kernel.replace_product(self.product, current.plan.matrix, target.matrix)
+        curve = -self.problem.semantic_weight * change
         if gap >= 2 * curve:
-            return self.iterate(target, answer.prices, product, is_answer=True)
-        step = gap / (2 * curve)
-        slack_change = kernel.add(target.slack, current.plan.slack, -1.0)
-        plan = Plan(
-            kernel.add(current.plan.matrix, direction, step),
-            kernel.add(current.plan.slack, slack_change, step),
-        )
-        product = kernel.add(current.product, product_change, step)
-        return self.iterate(plan, answer.prices, product, is_answer=False)
+            return self.iterate(target, answer.prices, is_answer=True)
+        kernel.interpolate(current.plan, target, gap / (2 * curve))
+        self.product = kernel.graph_product(target.matrix, self.product)
+        return self.iterate(target, answer.prices, is_answer=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssot.kernels.protocol import Kernel, Matrix, Plan, Vector
+from ssot.kernels.protocol import PlanSums, Vector
 from ssot.problem import Problem
 
 
@@ -61,15 +61,14 @@ class Objective:
         )
 
 
-def evaluate(problem: Problem, kernel: Kernel, plan: Plan, product: Matrix | None) -> Objective:
-    """Evaluate the objective of a plan; `product` is ``W Q``, None without a semantic term."""
-    semantic = 0.0 if product is None else kernel.inner(plan.matrix, product)
+def evaluate(problem: Problem, sums: PlanSums) -> Objective:
+    """Evaluate the objective of a plan from its sums."""
     return Objective(
-        transport=kernel.inner(kernel.cost, plan.matrix),
-        semantic=-problem.semantic_weight * semantic,
-        class_size=_class_size_term(problem, kernel.column_mass(plan.matrix)),
-        plan_entropy=problem.epsilon * kernel.entropy(plan.matrix),
-        slack_entropy=problem.epsilon * kernel.entropy(plan.slack),
+        transport=sums.transport,
+        semantic=-problem.semantic_weight * sums.semantic,
+        class_size=_class_size_term(problem, sums.column_mass[:-1]),
+        plan_entropy=problem.epsilon * sums.plan_entropy,
+        slack_entropy=problem.epsilon * sums.slack_entropy,
     )
 
 

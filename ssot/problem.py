@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.special import log_softmax
 
 from ssot.arrays import Library, library_of, to_number, to_numpy
 
@@ -32,6 +31,9 @@ LARGEST_IN_SINGLE_PRECISION = 1e30
 
 HARD = 1e15
 """Class strength, in units of epsilon, beyond which rounding hides the difference from inf."""
+
+BLOCK_ENTRIES = 1 << 16
+"""Entries of a block of rows that stays in cache."""
 
 FEW_ROUNDINGS = 1e-9
 """How far above 1 a computed `rho` may be and still mean 1."""
@@ -172,7 +174,11 @@ class Problem:
     @cached_property
     def reachable(self) -> NDArray[np.bool_]:
         """Whether some sample with mass may join class j, (K,): False where all costs are inf."""
-        return np.asarray(np.isfinite(self.cost[self.sample_weight > 0]).any(axis=0))
+        cheapest = self.cost.min(axis=0)
+        if np.isinf(cheapest).any() or not self.sample_weight.all():
+            has_mass = (self.sample_weight > 0)[:, None]
+            cheapest = self.cost.min(axis=0, where=has_mass, initial=np.inf)
+        return np.asarray(np.isfinite(cheapest))
 
 
 def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
@@ -188,18 +194,29 @@ def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
             f"got shape {array.shape}"
         )
     array = np.ascontiguousarray(array, _computing_dtype(array.dtype))
-    if not np.isfinite(array).all():
-        _check_entries(array, name, allowed_infinity)
-    largest = _largest(array.dtype)
-    if np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max() > largest:
+    smallest, largest = float(array.min()), float(array.max())
+    if not (np.isfinite(smallest) and np.isfinite(largest)):
+        smallest, largest = _check_entries(array, name, allowed_infinity)
+    limit = _largest(array.dtype)
+    if max(-smallest, largest) > limit:
         raise ValueError(
-            f"{name} has finite entries above {largest:.0e}, where sums of {array.dtype} overflow; "
+            f"{name} has finite entries above {limit:.0e}, where sums of {array.dtype} overflow; "
             "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
         )
-    if name == "cost":
-        return array
-    negated: FloatArray = -log_softmax(array, axis=1)
-    return negated
+    return array if name == "cost" else _negative_log_softmax(array)
+
+
+def _negative_log_softmax(logits: FloatArray) -> FloatArray:
+    """Return ``-log softmax`` of each row, by blocks of rows that stay in cache."""
+    cost = np.empty_like(logits)
+    height = max(1, BLOCK_ENTRIES // logits.shape[1])
+    for start in range(0, len(logits), height):
+        block = cost[start : start + height]
+        given = logits[start : start + height]
+        np.subtract(given.max(axis=1, keepdims=True), given, out=block)
+        total = np.exp(-block).sum(axis=1, keepdims=True, dtype=np.float64)
+        block += np.log(total).astype(block.dtype)
+    return cost
 
 
 def symmetric_graph(graph: GraphLike, samples: int, dtype: np.dtype[Any]) -> sparse.csr_array:
@@ -280,7 +297,8 @@ def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32 if is_single else np.float64)
 
 
-def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> None:
+def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> tuple[float, float]:
+    """Check an array that is not finite, and return its smallest and largest finite entries."""
     if np.isnan(array).any() or (array == -allowed_infinity).any():
         raise ValueError(
             f"{name} must not contain NaN or {-allowed_infinity}, first seen in row "
@@ -290,6 +308,11 @@ def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> Non
     if name == "logits" and np.isinf(array).all(axis=1).any():
         row = int(np.argmax(np.isinf(array).all(axis=1)))
         raise ValueError(f"logits row {row} masks every class; leave that sample out")
+    is_finite = np.isfinite(array)
+    return (
+        float(array.min(where=is_finite, initial=0.0)),
+        float(array.max(where=is_finite, initial=0.0)),
+    )
 
 
 def _positive_number(value: Any, name: str) -> float:
@@ -365,7 +388,7 @@ def _distribution(value: Any, length: int, name: str) -> Vector:
 
 def _require_feasible(problem: Problem) -> None:
     """Refuse masks that leave no room for the required masses."""
-    forbidden = np.isinf(problem.cost).all(axis=1)
+    forbidden = np.isinf(problem.cost.min(axis=1))
     available = 1.0 - float(problem.sample_weight[forbidden].sum())
     if forbidden.any() and (problem.rho == 1 or available < problem.rho):
         raise ValueError(

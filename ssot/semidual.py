@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError
 from scipy.special import xlogy
 
 from ssot.columns import Columns
+from ssot.curvature import Coupling
 from ssot.kernels.protocol import (
     SUM_ROUNDING,
     Kernel,
@@ -62,6 +62,9 @@ LINE_SEARCH_PASSES = 4
 WARM_PASSES = 40
 """Row passes after which a warm start counts as misleading and the solve starts cold."""
 
+MOST_UNSEEN = 2.0
+"""How much more mass a column may have than the rows tell that its curvature was made from."""
+
 STALLED_STEPS = 5
 """Newton steps without progress, at gains below rounding, after which rounding is the limit."""
 
@@ -103,7 +106,7 @@ class _Point:
     demand: Vector
     dual: float
     gap: float
-    overlap: NDArray[np.float64]
+    coupling: Coupling | None
 
     @property
     def gradient(self) -> Vector:
@@ -119,7 +122,7 @@ class _SemiDual:
     """The semi-dual of one linearised cost: evaluates points and counts the row passes."""
 
     kernel: Kernel
-    cost: Matrix
+    product: Matrix | None
     columns: Columns
     weight_entropy: float
     passes: int = field(default=0, init=False)
@@ -127,15 +130,14 @@ class _SemiDual:
     def at(self, prices: Vector, epsilon: float) -> _Point:
         """Evaluate the dual, its gradient and its curvature by one row pass."""
         self.passes += 1
-        sums, overlap = self.kernel.row_pass(self.cost, self.columns.expand(prices), epsilon)
-        is_open = self.columns.is_open
-        return self._point(prices, sums, epsilon, overlap[np.ix_(is_open, is_open)])
+        sums, coupling = self.kernel.row_pass(self.product, self.columns.expand(prices), epsilon)
+        return self._point(prices, sums, epsilon, coupling)
 
-    def plan_at(self, prices: Vector, epsilon: float) -> tuple[Plan, _Point]:
+    def plan_at(self, prices: Vector, epsilon: float, out: Plan | None) -> tuple[Plan, _Point]:
         """Return the plan of the prices, and evaluate the dual and its gradient from it."""
         self.passes += 1
-        plan, sums = self.kernel.plan(self.cost, self.columns.expand(prices), epsilon)
-        return plan, self._point(prices, sums, epsilon, np.empty((0, 0)))
+        plan, sums = self.kernel.plan(self.product, self.columns.expand(prices), epsilon, out)
+        return plan, self._point(prices, sums, epsilon, None)
 
     def meets(self, point: _Point, tol: float) -> bool:
         """Tell whether residual and gap are within `tol`, the gap as far as it can be known."""
@@ -150,7 +152,7 @@ class _SemiDual:
         return 8 * self.kernel.resolution * epsilon + SUM_ROUNDING * abs(point.dual)
 
     def _point(
-        self, prices: Vector, sums: RowSums, epsilon: float, overlap: NDArray[np.float64]
+        self, prices: Vector, sums: RowSums, epsilon: float, coupling: Coupling | None
     ) -> _Point:
         columns, mass = self.columns, sums.column_mass[self.columns.is_open]
         potential = columns.potential(prices) - sums.log_partition
@@ -160,19 +162,20 @@ class _SemiDual:
             demand=columns.demand(prices),
             dual=potential + epsilon * self.weight_entropy,
             gap=columns.duality_gap(prices, mass),
-            overlap=overlap,
+            coupling=coupling,
         )
 
 
 def solve_inner(
     kernel: Kernel,
-    cost: Matrix,
+    product: Matrix | None,
     columns: Columns,
     problem: Problem,
     *,
     tol: float,
     max_passes: int,
     warm_prices: Vector | None = None,
+    out: Plan | None = None,
 ) -> InnerSolution:
     """Solve the linearised problem to a column residual and a duality gap of at most `tol`.
 
@@ -181,7 +184,7 @@ def solve_inner(
     """
     epsilon = problem.epsilon
     weight_entropy = float(xlogy(problem.sample_weight, problem.sample_weight).sum())
-    semidual = _SemiDual(kernel, cost, columns, weight_entropy)
+    semidual = _SemiDual(kernel, product, columns, weight_entropy)
 
     def done(point: _Point) -> bool:
         return semidual.meets(point, tol)
@@ -192,12 +195,12 @@ def solve_inner(
         climb = _climb(semidual, start, epsilon, done, min(WARM_PASSES, max_passes))
     if climb is None or not (climb.done or climb.stalled):
         start = columns.balance(np.zeros(len(columns.target)))
-        for level in _levels_above(epsilon, kernel.typical_spread(cost)):
+        for level in _levels_above(epsilon, kernel.typical_spread(product)):
             if semidual.passes >= max_passes:
                 break
             start = _climb(semidual, start, level, _near_enough, max_passes).point.prices
         climb = _climb(semidual, start, epsilon, done, max_passes)
-    return _finish(semidual, climb, epsilon, tol)
+    return _finish(semidual, climb, epsilon, tol, out)
 
 
 def _levels_above(epsilon: float, spread: float) -> Iterator[float]:
@@ -283,15 +286,17 @@ class _Ascent:
         if columns.has_gauge:
             free[np.argmax(columns.target)] = False
         direction = np.zeros(len(free))
-        if not free.any():
+        if point.coupling is None or not free.any():
             return direction
-        curvature = (np.diag(point.mass) - point.overlap) / epsilon + np.diag(softness)
-        curvature, scale = curvature[np.ix_(free, free)], np.diag(scale[free])
+        everywhere = np.flatnonzero(columns.is_open)
+        unseen = point.mass - MOST_UNSEEN * point.coupling.mass[everywhere]
+        softness += unseen.clip(min=0.0) / epsilon
+        positions, gradient = everywhere[free], point.gradient[free]
         self.damping = self.damping / 100 if self.damping > SMALLEST_DAMPING else 0.0
         while self.damping < LARGEST_DAMPING:
+            diagonal = (softness + self.damping * scale)[free]
             try:
-                factor = cho_factor(curvature + self.damping * scale, check_finite=False)
-                direction[free] = cho_solve(factor, point.gradient[free], check_finite=False)
+                direction[free] = point.coupling.solve(positions, diagonal, gradient, epsilon)
                 if np.abs(direction).max() <= self.radius * epsilon:
                     break
             except LinAlgError:
@@ -321,7 +326,9 @@ class _Ascent:
         return None, step
 
 
-def _finish(semidual: _SemiDual, climb: _Climb, epsilon: float, tol: float) -> InnerSolution:
+def _finish(
+    semidual: _SemiDual, climb: _Climb, epsilon: float, tol: float, out: Plan | None
+) -> InnerSolution:
     """Turn the last point into a plan, one undamped Newton step further on if it is short.
 
     The plan needs a row pass anyway, so the step is free, and near the solution it squares the
@@ -333,9 +340,9 @@ def _finish(semidual: _SemiDual, climb: _Climb, epsilon: float, tol: float) -> I
     prices = climb.point.prices
     if is_short:
         prices = semidual.columns.balance(prices + direction)
-    plan, final = semidual.plan_at(prices, epsilon)
+    plan, final = semidual.plan_at(prices, epsilon, out)
     if final.residual > climb.point.residual and not semidual.meets(final, tol):
-        plan, final = semidual.plan_at(climb.point.prices, epsilon)
+        plan, final = semidual.plan_at(climb.point.prices, epsilon, plan)
     return InnerSolution(
         plan=plan,
         prices=semidual.columns.expand(final.prices),

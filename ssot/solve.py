@@ -115,8 +115,9 @@ def solve(
     on_failure : {"warn", "raise", "return"}
         What to do when the tolerance is not met: issue a `ConvergenceWarning`, raise a
         `ConvergenceError`, or leave it to the caller to look at ``status``. Default "warn".
-    backend : {"auto", "numpy"}
-        What computes. Default "auto", the fastest that is installed.
+    backend : {"auto", "numba", "numpy"}
+        What computes. Default "auto": Numba where it is installed, else NumPy. Numba compiles on
+        first use, 5 to 15 seconds for each dtype, and keeps the result on disk.
 
     Returns
     -------
@@ -126,6 +127,8 @@ def solve(
     ------
     TypeError, ValueError
         Before any work, naming the argument, what was given and how to fix it.
+    RuntimeError
+        If the backend asked for cannot be used here.
     ConvergenceError
         If the solve fails and `on_failure` is "raise".
 
@@ -176,7 +179,7 @@ def solve_problem(
     start = _start(init, problem)
     kernel = make_kernel(problem, backend)
     outcome = minimise(problem, kernel, Limits(tol, max_steps, max_passes), start, callback)
-    certificate = certify(problem, kernel, outcome)
+    certificate = certify(problem, outcome)
     solution = Solution(
         problem=problem,
         objective=outcome.objective,

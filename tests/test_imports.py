@@ -21,6 +21,8 @@ ssot.solve(logits=-cost, init=solution, kl_weight=np.inf)
 ssot.sp2ot_plan(cost)
 """
 
+HIDE_NUMBA = "import sys; sys.modules['numba'] = None"
+
 
 def run_apart(code):
     """Run code in a fresh interpreter, where any warning is an error, and return what it prints."""
@@ -28,11 +30,22 @@ def run_apart(code):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("code", ["import ssot", SOLVE], ids=["import", "solve"])
-def test_optional_dependencies_are_not_imported(code):
-    loaded = run_apart(f"{code}\nimport sys; print(*sys.modules)").split()
+def test_optional_dependencies_are_not_imported():
+    loaded = run_apart("import ssot, sys; print(*sys.modules)").split()
     assert "ssot" in loaded
     assert OPTIONAL.isdisjoint(loaded)
+
+
+def test_a_solve_imports_what_computes_it_and_no_more():
+    loaded = run_apart(f"{SOLVE}\nimport sys; print(*sys.modules)").split()
+    assert (OPTIONAL - {"numba"}).isdisjoint(loaded)
+
+
+def test_a_solve_works_without_the_optional_dependencies():
+    found = run_apart(f"{HIDE_NUMBA}\n{SOLVE}\nprint(solution.backend)")
+    assert found.strip() == "numpy"
+    asked = "try: ssot.solve(cost, backend='numba')\nexcept RuntimeError as error: print(error)"
+    assert "needs Numba" in run_apart(f"{HIDE_NUMBA}\n{SOLVE}\n{asked}")
 
 
 def test_nothing_is_printed():

@@ -28,6 +28,7 @@ from scipy import sparse
 from tolerances import SETTINGS
 
 from ssot import Problem, Status
+from ssot.mm import LOOSEST_INNER_EXPONENT
 
 REFERENCE = SETTINGS[0]
 CASES = LINEAR_CASES | CONVEX_CASES
@@ -210,8 +211,11 @@ def test_the_objective_never_rises(setting, seed, samples, classes):
     solution = run(setting, cost, graph, on_failure="return", **options)
     history = np.array(solution.certificate.objective_history)
     assert (np.diff(history) < 0).all()
-    correction = worth_of_violation(solution, solution.prices)
-    assert abs(history[-1] - solution.objective.total) <= correction + setting.tolerance.value
+    # Plans of the descent may lack mass up to the loosest inner tolerance, counted at their prices.
+    lacking = setting.tolerance.solve**LOOSEST_INNER_EXPONENT
+    finite = solution.prices[np.isfinite(solution.prices)]
+    allowed = lacking * max(np.ptp(finite), np.abs(finite).max()) + setting.tolerance.value
+    assert abs(history[-1] - solution.objective.total) <= allowed
     assert len(history) == solution.certificate.outer_steps + 1
 
 

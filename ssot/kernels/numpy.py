@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import xlogy
 
-from ssot.kernels.protocol import Plan, RowSums, Vector
+from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling, SparseCoupling
+from ssot.kernels.protocol import Plan, PlanSums, RowSums, Vector
+from ssot.problem import Problem
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -29,111 +31,124 @@ class NumpyKernel:
 
     name = "numpy"
 
-    def __init__(self, cost: Array, sample_weight: Vector, graph: sparse.csr_array | None) -> None:
-        self.cost = cost
-        self.resolution = float(np.finfo(cost.dtype).eps)
-        self._weight = sample_weight
-        self._graph = graph
+    def __init__(self, problem: Problem) -> None:
+        self.resolution = float(np.finfo(problem.cost.dtype).eps)
+        self._cost = problem.cost
+        self._weight = problem.sample_weight
+        self._graph = problem.graph
+        self._pull = 2.0 * problem.semantic_weight
 
     def row_pass(
-        self, cost: Array, prices: Vector, epsilon: float
-    ) -> tuple[RowSums, NDArray[np.float64]]:
-        sums = _Sums(cost.shape[1])
-        overlap = np.zeros((cost.shape[1] + 1,) * 2)
-        for block in self._softmax_blocks(cost, prices, epsilon):
+        self, product: Array | None, prices: Vector, epsilon: float
+    ) -> tuple[RowSums, Coupling]:
+        sums = _Sums(len(prices))
+        is_dense = len(prices) <= LARGEST_DENSE
+        overlap = np.zeros((len(prices),) * 2) if is_dense else np.zeros((0, 0))
+        large = []
+        for block in self._softmax_blocks(product, prices, epsilon):
             weight = self._weight[block.rows]
             sums.add(block, weight, epsilon)
-            root = np.sqrt(weight) / block.total
-            scaled, virtual = block.scaled, root * block.virtual
-            scaled *= root.astype(cost.dtype)[:, None]
-            overlap[:-1, :-1] += scaled.T @ scaled
-            overlap[:-1, -1] += virtual.astype(cost.dtype) @ scaled
-            overlap[-1, -1] += virtual @ virtual
-        overlap[-1, :-1] = overlap[:-1, -1]
-        return sums.result(), overlap
+            if is_dense:
+                _add_overlap(overlap, block, weight)
+            else:
+                large.append(_large_entries(block))
+        if is_dense:
+            overlap[-1, :-1] = overlap[:-1, -1]
+            return sums.result(), DenseCoupling(overlap)
+        coupling = SparseCoupling(sparse.vstack(large, "csr"), self._weight, sums.column_mass)
+        return sums.result(), coupling
 
-    def plan(self, cost: Array, prices: Vector, epsilon: float) -> tuple[Plan, RowSums]:
-        matrix = np.empty_like(cost)
-        slack = np.empty(len(cost))
-        sums = _Sums(cost.shape[1])
-        for block in self._softmax_blocks(cost, prices, epsilon):
+    def plan(
+        self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None
+    ) -> tuple[Plan, RowSums]:
+        plan = out or Plan(np.empty_like(self._cost), np.empty(len(self._cost)))
+        sums = _Sums(len(prices))
+        for block in self._softmax_blocks(product, prices, epsilon):
             weight = self._weight[block.rows]
             sums.add(block, weight, epsilon)
             share = weight / block.total
-            np.multiply(block.scaled, share.astype(cost.dtype)[:, None], out=matrix[block.rows])
-            slack[block.rows] = share * block.virtual
-        return Plan(matrix, slack), sums.result()
+            np.multiply(
+                block.scaled, share.astype(self._cost.dtype)[:, None], out=plan.matrix[block.rows]
+            )
+            plan.slack[block.rows] = share * block.virtual
+        return plan, sums.result()
 
-    def linearize(self, product: Array, semantic_weight: float) -> Array:
-        linearized = product * self.cost.dtype.type(-2.0 * semantic_weight)
-        linearized += self.cost
-        return linearized
+    def measure(self, plan: Plan, product: Array | None) -> PlanSums:
+        column_mass = np.zeros(plan.matrix.shape[1] + 1)
+        column_mass[-1] = plan.slack.sum()
+        transport = semantic = entropy = excess = 0.0
+        for rows in _row_blocks(plan.matrix):
+            block = plan.matrix[rows]
+            column_mass[:-1] += block.sum(axis=0, dtype=np.float64)
+            row_mass = block.sum(axis=1, dtype=np.float64)
+            excess += float((row_mass - self._weight[rows]).clip(min=0.0).sum())
+            transport += _inner(self._cost[rows], block)
+            entropy += float(xlogy(block, block).sum(dtype=np.float64))
+            if product is not None:
+                semantic += _inner(product[rows], block)
+        slack_entropy = float(xlogy(plan.slack, plan.slack).sum())
+        return PlanSums(column_mass, transport, semantic, entropy, slack_entropy, excess)
 
-    def graph_product(self, matrix: Array) -> Array:
-        if self._graph is None:
-            raise ValueError("graph_product needs a graph")
-        return np.asarray(self._graph @ matrix)
-
-    def add(self, first: Array, second: Array, scale: float) -> Array:
-        total = second * second.dtype.type(scale)
-        total += first
-        return total
-
-    def inner(self, first: Array, second: Array) -> float:
-        total = 0.0
-        for rows in _row_blocks(first):
-            with np.errstate(invalid="ignore"):
-                product = np.multiply(first[rows], second[rows], dtype=np.float64)
-            subtotal = float(product.sum())
-            if not np.isfinite(subtotal):
-                carries_mass = (first[rows] != 0) & (second[rows] != 0)
-                subtotal = float(product.sum(where=carries_mass))
-            total += subtotal
-        return total
-
-    def entropy(self, array: Array) -> float:
-        return sum(
-            float(xlogy(array[rows], array[rows]).sum(dtype=np.float64))
-            for rows in _row_blocks(array)
-        )
-
-    def column_mass(self, matrix: Array) -> Vector:
-        total = np.zeros(matrix.shape[1])
+    def graph_product(self, matrix: Array, out: Array | None) -> Array:
+        product = np.empty_like(matrix) if out is None else out
         for rows in _row_blocks(matrix):
-            total += matrix[rows].sum(axis=0, dtype=np.float64)
-        return total
+            product[rows] = self._product_rows(matrix, rows)
+        return product
 
-    def total(self, array: Array) -> float:
-        return float(array.sum(dtype=np.float64))
+    def replace_product(self, product: Array, old: Array, new: Array) -> float:
+        change = 0.0
+        for rows in _row_blocks(new):
+            changed = self._product_rows(new, rows)
+            change += _inner(new[rows] - old[rows], changed - product[rows])
+            product[rows] = changed
+        return change
 
-    def row_mass(self, matrix: Array) -> Vector:
-        mass: Vector = matrix.sum(axis=1, dtype=np.float64)
-        return mass
+    def interpolate(self, old: Plan, new: Plan, step: float) -> None:
+        for rows in _row_blocks(new.matrix):
+            new.matrix[rows] -= old.matrix[rows]
+            new.matrix[rows] *= new.matrix.dtype.type(step)
+            new.matrix[rows] += old.matrix[rows]
+        new.slack[:] = old.slack + step * (new.slack - old.slack)
 
-    def typical_spread(self, cost: Array) -> float:
-        sample = cost[:: max(1, len(cost) // SPREAD_SAMPLE)].astype(np.float64)
-        allowed = np.where(np.isfinite(sample), sample, np.nan)
-        allowed = allowed[~np.isnan(allowed).all(axis=1)]
+    def typical_spread(self, product: Array | None) -> float:
+        every = max(1, len(self._cost) // SPREAD_SAMPLE)
+        sample = self._cost[::every].astype(np.float64)
+        if product is not None:
+            sample -= self._pull * product[::every]
+        is_allowed = np.isfinite(sample)
+        if is_allowed.all():
+            return float(np.median(np.median(sample, axis=1) - sample.min(axis=1)))
+        allowed = np.where(is_allowed, sample, np.nan)[is_allowed.any(axis=1)]
         if not len(allowed):
             return 0.0
         return float(np.median(np.nanmedian(allowed, axis=1) - np.nanmin(allowed, axis=1)))
 
+    def _product_rows(self, matrix: Array, rows: slice) -> Array:
+        if self._graph is None:
+            raise ValueError("a product with the graph needs a problem with a graph")
+        return np.asarray(self._graph[rows] @ matrix)
+
     def _softmax_blocks(
-        self, cost: Array, prices: Vector, epsilon: float
+        self, product: Array | None, prices: Vector, epsilon: float
     ) -> Iterator[_SoftmaxBlock]:
-        """Yield the softmax of ``(prices - [cost, 0]) / epsilon`` over blocks of rows.
+        """Yield the softmax of ``(prices - [C, 0]) / epsilon`` over blocks of rows.
 
         Exponents are formed in float64, so that a float32 problem loses accuracy only in its
         exponential. The next block overwrites the arrays of the last.
         """
-        class_prices, virtual_price = prices[:-1], prices[-1]
+        cost, class_prices, virtual_price = self._cost, prices[:-1], prices[-1]
         exponent = np.empty((min(len(cost), _block_height(cost)), cost.shape[1]))
         scaled = exponent if cost.dtype == np.float64 else np.empty_like(exponent, cost.dtype)
         for rows in _row_blocks(cost):
             height = len(cost[rows])
             work, out = exponent[:height], scaled[:height]
             with np.errstate(under="ignore", over="ignore"):
-                np.subtract(class_prices, cost[rows], out=work)
+                if product is None:
+                    np.subtract(class_prices, cost[rows], out=work)
+                else:
+                    np.multiply(product[rows], self._pull, out=work)
+                    work -= cost[rows]
+                    work += class_prices
                 offset = np.maximum(work.max(axis=1), virtual_price)
                 work -= offset[:, None]
                 np.multiply(work, 1.0 / epsilon, out=out, casting="same_kind")
@@ -161,18 +176,45 @@ class _SoftmaxBlock(NamedTuple):
 class _Sums:
     """Accumulates `RowSums` over blocks of rows."""
 
-    def __init__(self, classes: int) -> None:
-        self._column_mass = np.zeros(classes + 1)
+    def __init__(self, columns: int) -> None:
+        self.column_mass = np.zeros(columns)
         self._log_partition = 0.0
 
     def add(self, block: _SoftmaxBlock, weight: Vector, epsilon: float) -> None:
         share = weight / block.total
-        self._column_mass[:-1] += share.astype(block.scaled.dtype) @ block.scaled
-        self._column_mass[-1] += share @ block.virtual
+        self.column_mass[:-1] += share.astype(block.scaled.dtype) @ block.scaled
+        self.column_mass[-1] += share @ block.virtual
         self._log_partition += float(weight @ (block.offset + epsilon * np.log(block.total)))
 
     def result(self) -> RowSums:
-        return RowSums(self._column_mass, self._log_partition)
+        return RowSums(self.column_mass, self._log_partition)
+
+
+def _add_overlap(overlap: NDArray[np.float64], block: _SoftmaxBlock, weight: Vector) -> None:
+    """Add a block to ``P^T diag(alpha) P``, without the last row; the block is used up."""
+    root = np.sqrt(weight) / block.total
+    scaled, virtual = block.scaled, root * block.virtual
+    scaled *= root.astype(scaled.dtype)[:, None]
+    overlap[:-1, :-1] += scaled.T @ scaled
+    overlap[:-1, -1] += virtual.astype(scaled.dtype) @ scaled
+    overlap[-1, -1] += virtual @ virtual
+
+
+def _large_entries(block: _SoftmaxBlock) -> sparse.csr_array:
+    """Return the probabilities that are not counted to the tail of their row."""
+    probability = np.column_stack([block.scaled, block.virtual]) / block.total[:, None]
+    probability[probability < LARGEST_TAIL] = 0.0
+    return sparse.csr_array(probability)
+
+
+def _inner(first: Array, second: Array) -> float:
+    """Return the inner product of two blocks, where 0 times inf is 0."""
+    with np.errstate(invalid="ignore"):
+        product = np.multiply(first, second, dtype=np.float64)
+    total = float(product.sum())
+    if not np.isfinite(total):
+        total = float(product.sum(where=(first != 0) & (second != 0)))
+    return total
 
 
 def _block_height(array: Array) -> int:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ssot.curvature import Coupling
+
 Matrix: TypeAlias = Any
 """An array of the backend's own library: N x K for costs and plans, N for slacks."""
 
 Vector: TypeAlias = NDArray[np.float64]
 """A float64 NumPy array on the host, of K or K + 1 entries: small whatever N is."""
-
 
 SUM_ROUNDING = 64 * float(np.finfo(np.float64).eps)
 """Relative rounding error of a float64 sum of many terms."""
@@ -36,7 +37,7 @@ class Plan(NamedTuple):
 class RowSums(NamedTuple):
     """What one reading of the cost sums over the samples, at given prices.
 
-    With the row-wise probabilities ``P = softmax((prices - [cost, 0]) / epsilon)`` and the sample
+    With the row-wise probabilities ``P = softmax((prices - [C, 0]) / epsilon)`` and the sample
     weights ``alpha``:
 
     Attributes
@@ -44,17 +45,45 @@ class RowSums(NamedTuple):
     column_mass : (K + 1,) array
         ``P^T alpha``; the last entry belongs to the virtual cluster.
     log_partition : float
-        ``epsilon * sum_i alpha_i logsumexp_j((prices_j - [cost, 0]_ij) / epsilon)``.
+        ``epsilon * sum_i alpha_i logsumexp_j((prices_j - [C, 0]_ij) / epsilon)``.
     """
 
     column_mass: Vector
     log_partition: float
 
 
-class Kernel(Protocol):
-    """The operations on N x K arrays, bound to the sample weights and the graph of one problem.
+class PlanSums(NamedTuple):
+    """What one reading of a plan sums over the samples.
 
-    Sums are accumulated in float64 whatever the dtype of the arrays.
+    Attributes
+    ----------
+    column_mass : (K + 1,) array
+        Column sums of the plan; the last entry is the sum of the slack.
+    transport : float
+        ``<C, Q>`` with the cost of the problem, where 0 times inf is 0.
+    semantic : float
+        ``<Q, W Q>``, 0 without a graph.
+    plan_entropy, slack_entropy : float
+        ``sum x log x`` over the plan and over the slack, where 0 log 0 is 0.
+    row_excess : float
+        ``sum_i max(0, (Q 1)_i - alpha_i)``.
+    """
+
+    column_mass: Vector
+    transport: float
+    semantic: float
+    plan_entropy: float
+    slack_entropy: float
+    row_excess: float
+
+
+class Kernel(Protocol):
+    """The operations on N x K arrays, bound to one problem.
+
+    `product` is always ``G = W Q`` for the symmetrised graph ``W = (S + S^T) / 2`` and a plan Q at
+    which the semantic term is linearised: the cost is then ``C - 2 semantic_weight G``. None stands
+    for the cost ``C`` of the problem. Sums are accumulated in float64 whatever the dtype of the
+    arrays.
 
     Attributes
     ----------
@@ -62,57 +91,40 @@ class Kernel(Protocol):
         Name of the backend.
     resolution : float
         Relative rounding error of its N x K arrays.
-    cost : (N, K) array
-        The cost of the problem.
     """
 
     name: str
     resolution: float
-    cost: Matrix
 
     def row_pass(
-        self, cost: Matrix, prices: Vector, epsilon: float
-    ) -> tuple[RowSums, NDArray[np.float64]]:
-        """Return the row sums and the (K + 1, K + 1) overlap ``P^T diag(alpha) P``."""
+        self, product: Matrix | None, prices: Vector, epsilon: float
+    ) -> tuple[RowSums, Coupling]:
+        """Return the row sums, and how the K + 1 columns are coupled: ``P^T diag(alpha) P``."""
         ...
 
-    def plan(self, cost: Matrix, prices: Vector, epsilon: float) -> tuple[Plan, RowSums]:
-        """Return the plan ``alpha_i softmax((prices - [cost_i, 0]) / epsilon)`` and its sums."""
+    def plan(
+        self, product: Matrix | None, prices: Vector, epsilon: float, out: Plan | None
+    ) -> tuple[Plan, RowSums]:
+        """Return the plan ``alpha_i softmax((prices - [C_i, 0]) / epsilon)``, in `out` if given."""
         ...
 
-    def linearize(self, product: Matrix, semantic_weight: float) -> Matrix:
-        """Return ``cost - 2 semantic_weight product``, the cost of the convex surrogate."""
+    def measure(self, plan: Plan, product: Matrix | None) -> PlanSums:
+        """Return the sums of a plan; `product` belongs to this plan."""
         ...
 
-    def graph_product(self, matrix: Matrix) -> Matrix:
-        """Return ``W matrix`` with the symmetrised graph ``W = (S + S^T) / 2``."""
+    def graph_product(self, matrix: Matrix, out: Matrix | None) -> Matrix:
+        """Return ``W matrix``, in `out` if given."""
         ...
 
-    def add(self, first: Matrix, second: Matrix, scale: float) -> Matrix:
-        """Return ``first + scale * second`` for two arrays of the same shape."""
+    def replace_product(self, product: Matrix, old: Matrix, new: Matrix) -> float:
+        """Turn ``W old`` into ``W new`` in place, and return ``<new - old, W (new - old)>``."""
         ...
 
-    def inner(self, first: Matrix, second: Matrix) -> float:
-        """Return ``sum_ij first_ij second_ij``, where 0 times inf is 0."""
+    def interpolate(self, old: Plan, new: Plan, step: float) -> None:
+        """Turn `new` into ``old + step (new - old)`` in place."""
         ...
 
-    def entropy(self, array: Matrix) -> float:
-        """Return ``sum x log x`` over all entries, where 0 log 0 is 0."""
-        ...
-
-    def column_mass(self, matrix: Matrix) -> Vector:
-        """Return the K column sums."""
-        ...
-
-    def total(self, array: Matrix) -> float:
-        """Return the sum of all entries."""
-        ...
-
-    def row_mass(self, matrix: Matrix) -> Vector:
-        """Return the N row sums."""
-        ...
-
-    def typical_spread(self, cost: Matrix) -> float:
+    def typical_spread(self, product: Matrix | None) -> float:
         """Return how far a row's median cost lies above its minimum, in a typical row."""
         ...
 

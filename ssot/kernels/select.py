@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Kernel
 from ssot.problem import Problem
 
-BACKENDS = ("auto", "numpy")
+BACKENDS = ("auto", "numba", "numpy")
 
 
 def make_kernel(problem: Problem, backend: str) -> Kernel:
@@ -16,7 +18,26 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     ------
     ValueError
         If `backend` is not one of `BACKENDS`.
+    RuntimeError
+        If the backend cannot be used here.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    return NumpyKernel(problem.cost, problem.sample_weight, problem.graph)
+    obstacle = None if backend == "numpy" else _obstacle_to_numba()
+    if backend == "numba" and obstacle is not None:
+        raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
+    if backend == "numpy" or obstacle is not None:
+        return NumpyKernel(problem)
+    from ssot.kernels.numba import NumbaKernel
+
+    return NumbaKernel(problem)
+
+
+def _obstacle_to_numba() -> str | None:
+    if find_spec("numba") is None:
+        return "needs Numba: install the package with its numba extra"
+    from ssot.kernels.numba import is_forked
+
+    if is_forked():
+        return "cannot be used in a process forked from one that has used it"
+    return None

@@ -1,0 +1,151 @@
+"""How prices act on each other: the second derivatives of the log-partition of the rows.
+
+With the row-wise probabilities P, the log-partition has the Hessian ``(diag(mass) - W) / epsilon``,
+``W = P^T diag(alpha) P``. Rows of P sum to 1, so this is the Laplacian ``diag(W 1) - W`` of a graph
+on the columns: only the entries of W off the diagonal matter, all are positive, and no rounding of
+them can make it indefinite or lose its small eigenvalues. So single precision does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.sparse.linalg import LinearOperator, cg
+
+Vector = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+LARGEST_DENSE = 512
+"""Most columns for which W is stored and factorised; beyond, conjugate gradients are faster."""
+
+LARGEST_TAIL = 1 / 64
+"""Probabilities below this are averaged where W is not stored: a row keeps 64 entries at most."""
+
+CG_ACCURACY = 1e-2
+"""Relative residual at which conjugate gradients stop."""
+
+CG_STEPS = 200
+"""Most steps of conjugate gradients; after any number the direction is one of ascent."""
+
+
+class Coupling(Protocol):
+    """W at one point, over all K + 1 columns."""
+
+    @property
+    def mass(self) -> Vector:
+        """Row sums of W: the column masses of the samples that W was made from."""
+        ...
+
+    def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
+        """Return d with ``(L / epsilon + diag(diagonal)) d = gradient`` on the free columns.
+
+        ``L = diag(W 1) - W``; the other columns stand still. Raises `LinAlgError` where the matrix
+        is singular.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DenseCoupling:
+    """W as a matrix."""
+
+    overlap: NDArray[np.float64]
+
+    @property
+    def mass(self) -> Vector:
+        """Row sums of W."""
+        return np.asarray(self.overlap.sum(axis=1))
+
+    def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
+        """Return the direction by a Cholesky factorisation."""
+        matrix = self.overlap * (-1.0 / epsilon)
+        np.fill_diagonal(matrix, 0.0)
+        np.fill_diagonal(matrix, -matrix.sum(axis=1))
+        if len(free) < len(matrix):
+            matrix = matrix[np.ix_(free, free)]
+        matrix.flat[:: len(matrix) + 1] += diagonal
+        factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
+        return np.asarray(cho_solve(factor, gradient, check_finite=False))
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCoupling:
+    """W of probabilities that are sparse plus rank one, ``B = large + tail share^T``.
+
+    What a row has in entries below `LARGEST_TAIL`, its `tail`, is spread over the columns in a
+    common proportion, the `share`, which gives every column its true mass. Rows of B sum to 1 as
+    those of P do, so W is a true coupling of the true masses, averaged among small probabilities.
+    Long sums avoid BLAS, whose threads would wait for cores that the passes have just used.
+
+    Attributes
+    ----------
+    large : (N, K + 1) sparse array
+        The entries of P from `LARGEST_TAIL` on.
+    weight : (N,) array
+        The sample weights.
+    column_mass : (K + 1,) array
+        ``P^T alpha``.
+    """
+
+    large: sparse.csr_array
+    weight: Vector
+    column_mass: Vector
+
+    @cached_property
+    def tail(self) -> Vector:
+        """What each row has in small entries."""
+        return np.asarray(1.0 - self.large.sum(axis=1, dtype=np.float64)).clip(min=0.0)
+
+    @cached_property
+    def share(self) -> Vector:
+        """Proportion in which the tails are spread over the columns."""
+        beyond = (self.column_mass - self.large.T @ self.weight).clip(min=0.0)
+        return np.asarray(beyond / (beyond.sum() or 1.0))
+
+    @cached_property
+    def mass(self) -> Vector:
+        """Row sums of W."""
+        return np.asarray(self._transposed(self.weight * self._rows(np.ones(len(self.share)))))
+
+    @cached_property
+    def _diagonal(self) -> Vector:
+        weighted_tail = self.weight * self.tail
+        return np.asarray(
+            self.large.power(2).T @ self.weight
+            + 2.0 * self.share * (self.large.T @ weighted_tail)
+            + self.share**2 * (weighted_tail * self.tail).sum()
+        )
+
+    def _rows(self, prices: Vector) -> Vector:
+        return np.asarray(self.large @ prices + self.tail * (self.share * prices).sum())
+
+    def _transposed(self, rows: Vector) -> Vector:
+        return np.asarray(self.large.T @ rows + self.share * (self.tail * rows).sum())
+
+    def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
+        """Return the direction by preconditioned conjugate gradients; W is never formed."""
+        jacobi = (self.mass - self._diagonal)[free] / epsilon + diagonal
+        if not (jacobi > 0).all():
+            raise LinAlgError("a free column has no curvature")
+
+        def multiply(direction: NDArray[Any]) -> Vector:
+            everywhere = np.zeros(len(self.share))
+            everywhere[free] = direction.ravel()
+            spread = self.mass * everywhere - self._transposed(self.weight * self._rows(everywhere))
+            return np.asarray(spread[free] / epsilon + diagonal * direction.ravel())
+
+        size = (len(free), len(free))
+        direction, _ = cg(
+            LinearOperator(size, multiply, dtype=np.float64),
+            gradient,
+            rtol=CG_ACCURACY,
+            maxiter=CG_STEPS,
+            M=LinearOperator(size, lambda residual: residual.ravel() / jacobi, dtype=np.float64),
+        )
+        return np.asarray(direction)

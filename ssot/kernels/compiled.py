@@ -1,0 +1,349 @@
+"""The loops of the Numba backend over the rows of N x K arrays.
+
+Rows are dealt out in groups that depend on the shape alone, and each group keeps sums of its own,
+so that results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from ssot.kernels.vectors import (
+    FAST,
+    TILE,
+    add_tile,
+    exp2,
+    log2,
+    maximum,
+)
+
+PANEL_HEIGHT = 64
+"""Rows of probabilities that are gathered before their overlap is added."""
+
+PADDING = 32
+"""Rows of exponentials are filled up to a multiple of this: vector loops then have no remainder."""
+
+
+ONLY_LOOPS = dict.fromkeys(
+    ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
+)
+"""Parallel are the loops that say so, which saves half of the time to compile."""
+
+
+def _compiled(*, parallel: bool) -> Callable[[Any], Any]:
+    options: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True}
+    options |= {"parallel": ONLY_LOOPS} if parallel else {"forceinline": True}
+
+    def compile_lazily(function: Any) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # nowhere to store a cache
+            return numba.njit(**options)(function)
+
+    return compile_lazily
+
+
+@_compiled(parallel=False)
+def _first_row(group: Any, groups: Any, rows: Any) -> Any:
+    return group * rows // groups
+
+
+@_compiled(parallel=False)
+def _padded(columns: Any) -> Any:
+    return (columns + PADDING - 1) // PADDING * PADDING
+
+
+@_compiled(parallel=False)
+def _softmax_row(
+    cost: Any, product: Any, pull: Any, i: Any, prices: Any, scale: Any, exponent: Any, scaled: Any
+) -> Any:
+    """Write ``2 ** (scale (x - max x))`` for ``x = prices - [C_i - pull G_i, 0]`` to `scaled`.
+
+    Exponents are formed in float64, so that a float32 problem loses accuracy only in its
+    exponential, and are ``-inf`` beyond the columns. Returns the total of the row, and ``max x``.
+    """
+    classes = cost.shape[1]
+    offset = prices[classes]
+    exponent[classes] = offset
+    if pull != 0.0:
+        for j in range(classes):
+            x = prices[j] - np.float64(cost[i, j]) + pull * np.float64(product[i, j])
+            exponent[j] = x
+            offset = maximum(offset, x)
+    else:
+        for j in range(classes):
+            x = prices[j] - np.float64(cost[i, j])
+            exponent[j] = x
+            offset = maximum(offset, x)
+    for j in range(len(scaled)):
+        scaled[j] = scale * (exponent[j] - offset)
+    total = scaled[0] * 0
+    for j in range(len(scaled)):
+        y = exp2(scaled[j])
+        scaled[j] = y
+        total += y
+    return np.float64(total), offset
+
+
+@_compiled(parallel=False)
+def _add_overlap(panel: Any, height: Any, overlap: Any) -> None:
+    """Add ``panel[:height].T @ panel[:height]`` on and above the diagonal."""
+    for j in range(0, panel.shape[1], TILE):
+        for i in range(0, j + TILE, TILE):
+            add_tile(panel, overlap, height, i, j)
+
+
+@_compiled(parallel=True)
+def row_sums(
+    cost: Any,
+    product: Any,
+    pull: Any,
+    prices: Any,
+    scale: Any,
+    weight: Any,
+    column_mass: Any,
+    log_partition: Any,
+    stride: Any,
+    partial_overlap: Any,
+    overlap: Any,
+) -> None:
+    """Sum each group's column masses and log-partition, and the overlap of every stride-th row.
+
+    `partial_overlap` has one matrix for each group, of at least ``K + 1`` columns rounded up to
+    whole tiles; `overlap` receives their sum. With ``stride = 0`` both are left alone.
+    """
+    rows, classes = cost.shape
+    groups = len(column_mass)
+    for group in numba.prange(groups):
+        width = _padded(classes + 1)
+        exponent = np.full(width, -np.inf)
+        scaled = np.empty(width, cost.dtype)
+        mass = np.zeros(width)
+        value = 0.0
+        panel = np.zeros((PANEL_HEIGHT, partial_overlap.shape[1]), np.float32)
+        height = 0
+        if stride > 0:
+            partial_overlap[group] = 0
+        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
+            total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
+            share = weight[i] / total
+            for j in range(width):
+                mass[j] += share * np.float64(scaled[j])
+            value += weight[i] * (offset + log2(total) / scale)
+            if stride > 0 and i % stride == 0:
+                root = math.sqrt(stride * weight[i]) / total
+                for j in range(classes + 1):
+                    panel[height, j] = np.float32(scaled[j]) * np.float32(root)
+                height += 1
+                if height == PANEL_HEIGHT:
+                    _add_overlap(panel, height, partial_overlap[group])
+                    height = 0
+        if height > 0:
+            _add_overlap(panel, height, partial_overlap[group])
+        column_mass[group] = mass[: classes + 1]
+        log_partition[group] = value
+    if stride > 0:
+        for i in numba.prange(classes + 1):
+            for j in range(i, classes + 1):
+                total = 0.0
+                for group in range(groups):
+                    total += np.float64(partial_overlap[group, i, j])
+                overlap[i, j] = total
+                overlap[j, i] = total
+
+
+@_compiled(parallel=False)
+def _list_large(scaled: Any, threshold: Any, total: Any, i: Any, columns: Any, values: Any) -> Any:
+    """List the entries that are at least a share of the total in row i, and return their number."""
+    count = 0
+    smallest = scaled.dtype.type(threshold * total)
+    for start in range(0, len(scaled), PADDING):
+        largest = scaled[start]
+        for k in range(1, PADDING):
+            largest = maximum(largest, scaled[start + k])
+        if largest >= smallest:
+            for j in range(start, start + PADDING):
+                if scaled[j] >= smallest and count < values.shape[1]:
+                    columns[i, count] = j
+                    values[i, count] = scaled[j] / total
+                    count += 1
+    return count
+
+
+@_compiled(parallel=True)
+def large_entries(
+    cost: Any,
+    product: Any,
+    pull: Any,
+    prices: Any,
+    scale: Any,
+    weight: Any,
+    column_mass: Any,
+    log_partition: Any,
+    threshold: Any,
+    counts: Any,
+    columns: Any,
+    values: Any,
+) -> None:
+    """Sum as `row_sums` does, and list each row's probabilities of at least `threshold`."""
+    rows, classes = cost.shape
+    groups = len(column_mass)
+    for group in numba.prange(groups):
+        width = _padded(classes + 1)
+        exponent = np.full(width, -np.inf)
+        scaled = np.empty(width, cost.dtype)
+        mass = np.zeros(width)
+        value = 0.0
+        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
+            total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
+            share = weight[i] / total
+            for j in range(width):
+                mass[j] += share * np.float64(scaled[j])
+            value += weight[i] * (offset + log2(total) / scale)
+            counts[i] = _list_large(scaled, threshold, total, i, columns, values)
+        column_mass[group] = mass[: classes + 1]
+        log_partition[group] = value
+
+
+@_compiled(parallel=True)
+def compress(starts: Any, columns: Any, values: Any, out_columns: Any, out_values: Any) -> None:
+    """Copy the listed entries of each row, ``starts[i]`` to ``starts[i + 1]``, side by side."""
+    for i in numba.prange(len(starts) - 1):
+        for k in range(starts[i + 1] - starts[i]):
+            out_columns[starts[i] + k] = columns[i, k]
+            out_values[starts[i] + k] = values[i, k]
+
+
+@_compiled(parallel=True)
+def write_plan(
+    cost: Any,
+    product: Any,
+    pull: Any,
+    prices: Any,
+    scale: Any,
+    weight: Any,
+    column_mass: Any,
+    log_partition: Any,
+    matrix: Any,
+    slack: Any,
+) -> None:
+    """Write the plan of the prices, and sum as `row_sums` does."""
+    rows, classes = cost.shape
+    groups = len(column_mass)
+    for group in numba.prange(groups):
+        width = _padded(classes + 1)
+        exponent = np.full(width, -np.inf)
+        scaled = np.empty(width, cost.dtype)
+        mass = np.zeros(width)
+        value = 0.0
+        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
+            total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
+            share = weight[i] / total
+            for j in range(width):
+                mass[j] += share * np.float64(scaled[j])
+            for j in range(classes):
+                matrix[i, j] = scaled[j] * scaled.dtype.type(share)
+            slack[i] = share * np.float64(scaled[classes])
+            value += weight[i] * (offset + log2(total) / scale)
+        column_mass[group] = mass[: classes + 1]
+        log_partition[group] = value
+
+
+@_compiled(parallel=True)
+def plan_sums(
+    cost: Any,
+    matrix: Any,
+    slack: Any,
+    product: Any,
+    has_product: Any,
+    weight: Any,
+    column_mass: Any,
+    terms: Any,
+) -> None:
+    """Sum each group's column masses, and its terms in the order of `PlanSums`."""
+    rows, classes = cost.shape
+    groups = len(column_mass)
+    tiny = np.finfo(matrix.dtype).tiny
+    for group in numba.prange(groups):
+        mass = np.zeros(classes + 1)
+        transport = 0.0
+        semantic = 0.0
+        entropy = 0.0
+        slack_entropy = 0.0
+        excess = 0.0
+        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
+            row_mass = 0.0
+            for j in range(classes):
+                q = np.float64(matrix[i, j])
+                mass[j] += q
+                row_mass += q
+                paid = q * np.float64(cost[i, j])
+                transport += paid if q != 0.0 else 0.0
+            for j in range(classes):
+                bounded = maximum(matrix[i, j], tiny)
+                entropy += np.float64(matrix[i, j]) * np.float64(log2(bounded))
+            if has_product:
+                for j in range(classes):
+                    semantic += np.float64(matrix[i, j]) * np.float64(product[i, j])
+            mass[classes] += slack[i]
+            if slack[i] > 0.0:
+                slack_entropy += slack[i] * math.log2(slack[i])
+            excess += max(row_mass - weight[i], 0.0)
+        column_mass[group] = mass
+        terms[group, 0] = transport
+        terms[group, 1] = semantic
+        terms[group, 2] = entropy
+        terms[group, 3] = slack_entropy
+        terms[group, 4] = excess
+
+
+@_compiled(parallel=False)
+def _product_row(starts: Any, columns: Any, edges: Any, i: Any, matrix: Any, row: Any) -> None:
+    row[:] = 0
+    for k in range(starts[i], starts[i + 1]):
+        edge = edges[k]
+        source = matrix[columns[k]]
+        for j in range(len(row)):
+            row[j] += edge * source[j]
+
+
+@_compiled(parallel=True)
+def graph_product(
+    starts: Any, columns: Any, edges: Any, matrix: Any, product: Any, groups: Any
+) -> None:
+    """Write the product of a sparse matrix in rows, ``(starts, columns, edges)``, to `product`."""
+    rows = len(matrix)
+    for group in numba.prange(groups):
+        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
+            _product_row(starts, columns, edges, i, matrix, product[i])
+
+
+@_compiled(parallel=True)
+def replace_product(
+    starts: Any, columns: Any, edges: Any, old: Any, new: Any, product: Any, change: Any
+) -> None:
+    """Replace the product of `old` by that of `new`; sum their changes' inner product by group."""
+    rows, classes = new.shape
+    groups = len(change)
+    for group in numba.prange(groups):
+        row = np.empty(classes, new.dtype)
+        total = 0.0
+        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
+            _product_row(starts, columns, edges, i, new, row)
+            for j in range(classes):
+                total += np.float64(new[i, j] - old[i, j]) * np.float64(row[j] - product[i, j])
+                product[i, j] = row[j]
+        change[group] = total
+
+
+@_compiled(parallel=True)
+def interpolate(old: Any, new: Any, step: Any) -> None:
+    """Turn `new` into ``old + step (new - old)``."""
+    for i in numba.prange(len(new)):
+        for j in range(new.shape[1]):
+            new[i, j] = old[i, j] + new.dtype.type(step) * (new[i, j] - old[i, j])

@@ -1,0 +1,200 @@
+"""The Numba backend: one compiled pass over the rows for each operation, on all cores."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling, SparseCoupling
+from ssot.kernels import compiled
+from ssot.kernels.numpy import NumpyKernel
+from ssot.kernels.protocol import Plan, PlanSums, RowSums, Vector
+from ssot.kernels.vectors import TILE
+from ssot.problem import Problem
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+
+LARGEST_GROUPS = 128
+"""Most groups of rows: the most threads that one problem can keep busy."""
+
+SMALLEST_GROUP = 1 << 13
+"""Fewest entries in a group: a few microseconds of work, what it takes to start a thread."""
+
+OVERLAP_SHARE = 0.25
+"""Memory of the groups' overlaps, as a share of that of the cost."""
+
+ROWS_PER_COLUMN = 64
+"""Rows for each column that are enough to tell the curvature, which only steers the steps."""
+
+_one_at_a_time = threading.Lock()
+"""Some threading layers of Numba abort the process when two threads enter them."""
+
+_process = os.getpid()
+"""The process whose threads run the loops; they do not survive a fork."""
+
+
+def is_forked() -> bool:
+    """Tell whether this process was forked from the one that loaded the backend."""
+    return os.getpid() != _process
+
+
+class NumbaKernel:
+    """The N x K operations in compiled loops."""
+
+    name = "numba"
+
+    def __init__(self, problem: Problem) -> None:
+        cost = problem.cost
+        rows, classes = cost.shape
+        self.resolution = float(np.finfo(cost.dtype).eps)
+        self.typical_spread = NumpyKernel(problem).typical_spread
+        self._cost = _frozen(cost)
+        self._weight = _frozen(problem.sample_weight)
+        self._graph = None if problem.graph is None else _in_rows(problem.graph)
+        self._pull = 2.0 * problem.semantic_weight
+        self._groups = max(1, min(LARGEST_GROUPS, rows, cost.size // SMALLEST_GROUP))
+        self._is_dense = classes < LARGEST_DENSE
+        if self._is_dense:
+            width = TILE * math.ceil((classes + 1) / TILE)
+            room = int(OVERLAP_SHARE * rows * classes) // width**2
+            self._groups = max(1, min(self._groups, room))
+            self._partial_overlap = np.empty((self._groups, width, width), np.float32)
+            self._stride = max(1, rows // (ROWS_PER_COLUMN * classes))
+        else:
+            kept = round(1 / LARGEST_TAIL)
+            self._columns = np.empty((rows, kept), np.int32)
+            self._values = np.empty((rows, kept), np.float32)
+
+    def row_pass(
+        self, product: Array | None, prices: Vector, epsilon: float
+    ) -> tuple[RowSums, Coupling]:
+        arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
+        if self._is_dense:
+            overlap = np.empty((len(prices),) * 2)
+            self._run(compiled.row_sums, *arguments, self._stride, self._partial_overlap, overlap)
+            return _row_sums(column_mass, log_partition), DenseCoupling(overlap)
+        counts = np.empty(len(self._cost), np.int64)
+        self._run(
+            compiled.large_entries, *arguments, LARGEST_TAIL, counts, self._columns, self._values
+        )
+        sums = _row_sums(column_mass, log_partition)
+        return sums, SparseCoupling(self._compressed(counts), self._weight, sums.column_mass)
+
+    def plan(
+        self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None
+    ) -> tuple[Plan, RowSums]:
+        plan = out or Plan(np.empty_like(self._cost), np.empty(len(self._cost)))
+        arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
+        self._run(compiled.write_plan, *arguments, plan.matrix, plan.slack)
+        return plan, _row_sums(column_mass, log_partition)
+
+    def measure(self, plan: Plan, product: Array | None) -> PlanSums:
+        column_mass = np.empty((self._groups, self._cost.shape[1] + 1))
+        terms = np.empty((self._groups, 5))
+        given = self._cost[:1] if product is None else _frozen(product)
+        self._run(
+            compiled.plan_sums,
+            self._cost,
+            _frozen(plan.matrix),
+            _frozen(plan.slack),
+            given,
+            product is not None,
+            self._weight,
+            column_mass,
+            terms,
+        )
+        transport, semantic, entropy, slack_entropy, excess = terms.sum(axis=0).tolist()
+        return PlanSums(
+            column_mass=column_mass.sum(axis=0),
+            transport=transport,
+            semantic=semantic,
+            plan_entropy=math.log(2) * entropy,
+            slack_entropy=math.log(2) * slack_entropy,
+            row_excess=excess,
+        )
+
+    def graph_product(self, matrix: Array, out: Array | None) -> Array:
+        product = np.empty_like(matrix) if out is None else out
+        self._run(compiled.graph_product, *self._edges(), _frozen(matrix), product, self._groups)
+        return product
+
+    def replace_product(self, product: Array, old: Array, new: Array) -> float:
+        change = np.empty(self._groups)
+        self._run(
+            compiled.replace_product, *self._edges(), _frozen(old), _frozen(new), product, change
+        )
+        return float(change.sum())
+
+    def interpolate(self, old: Plan, new: Plan, step: float) -> None:
+        self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
+        new.slack[:] = old.slack + step * (new.slack - old.slack)
+
+    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
+        run(function, *arguments, most_threads=self._groups)
+
+    def _pass(
+        self, product: Array | None, prices: Vector, epsilon: float
+    ) -> tuple[tuple[Any, ...], NDArray[np.float64], Vector]:
+        """Return the arguments of a pass, and the sums that it fills in, by group."""
+        scale = 1.0 / (epsilon * math.log(2))
+        given, pull = (self._cost[:1], 0.0) if product is None else (_frozen(product), self._pull)
+        column_mass = np.empty((self._groups, len(prices)))
+        log_partition = np.empty(self._groups)
+        head = (self._cost, given, pull, _frozen(prices), scale, self._weight)
+        return (*head, column_mass, log_partition), column_mass, log_partition
+
+    def _compressed(self, counts: NDArray[np.int64]) -> sparse.csr_array:
+        starts = np.append(0, counts.cumsum())
+        columns = np.empty(starts[-1], np.int32)
+        values = np.empty(starts[-1], np.float32)
+        self._run(compiled.compress, starts, self._columns, self._values, columns, values)
+        shape = (len(counts), self._cost.shape[1] + 1)
+        return sparse.csr_array((values, columns, starts), shape=shape)
+
+    def _edges(self) -> tuple[NDArray[Any], ...]:
+        if self._graph is None:
+            raise ValueError("a product with the graph needs a problem with a graph")
+        return self._graph
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only view: Numba compiles anew for every kind of argument."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _in_rows(graph: sparse.csr_array) -> tuple[NDArray[Any], ...]:
+    """Return where rows start, the columns and the weights of the edges."""
+    starts = graph.indptr.astype(np.int64, copy=False)
+    columns = graph.indices.astype(np.int32, copy=False)
+    return _frozen(starts), _frozen(columns), _frozen(graph.data)
+
+
+def _row_sums(column_mass: NDArray[np.float64], log_partition: Vector) -> RowSums:
+    """Add up the groups, in their order."""
+    return RowSums(column_mass.sum(axis=0), float(log_partition.sum()))
+
+
+def run(function: Callable[..., None], *arguments: Any, most_threads: int) -> None:
+    """Call a compiled loop on no more threads than it needs, and Numba and OpenMP are told."""
+    with _one_at_a_time:
+        allowed = numba.get_num_threads()
+        numba.set_num_threads(min(allowed, _openmp_threads(allowed), most_threads))
+        try:
+            function(*arguments)
+        finally:
+            numba.set_num_threads(allowed)
+
+
+def _openmp_threads(otherwise: int) -> int:
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return max(1, int(first)) if first.isdecimal() else otherwise

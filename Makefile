@@ -6,10 +6,11 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 EXTRAS := dev,examples,numba,torch,graph
+BENCH  := $(VENV)/.installed-benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help $(VENV) demo test lint format clean
+.PHONY: help $(VENV) demo test bench lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[$$().A-Za-z_-]+:.*## / { sub(/^\$$\(VENV\)/, "$(VENV)", $$1); \
@@ -30,6 +31,14 @@ demo: $(STAMP) ## Cluster handwritten digits; pictures go to examples/output/
 test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytest)
 	$(PY) -m pytest $(ARGS)
 
+bench: $(BENCH) ## Time ssot against other solvers (an hour; ARGS=--quick is a check)
+	$(PY) -m benchmarks $(ARGS)
+
+$(BENCH): $(STAMP)
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[benchmarks]'
+	@touch $@
+
 lint: $(STAMP) ## Check style, formatting and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -41,5 +50,5 @@ format: $(STAMP) ## Format the code and apply the safe fixes
 
 clean: ## Remove the environment, caches and everything that was generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
-		.benchmarks examples/output docs/_build
+		.benchmarks examples/output benchmarks/output docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

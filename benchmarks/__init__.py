@@ -1,0 +1,16 @@
+"""Comparisons of ssot with other solvers, and commands that measure one property each.
+
+`python -m benchmarks` runs the comparisons; `convergence` and `descent` are commands of their own;
+`pytest benchmarks` times ssot alone.
+
+hard_problems   problems, shared with the tests
+competitors     what is compared, behind one signature; `published` has the published algorithms,
+                `peers` other libraries
+measure         how good a plan is, the same for everybody
+timing          side by side at equal accuracy
+cases           what is timed, and against whom
+curves          residual against time
+growth          time against the number of samples and of classes
+honesty         who returns a wrong plan without a word
+report          Markdown and JSON; `pictures` draws, `machine` describes what it ran on
+"""

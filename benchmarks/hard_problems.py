@@ -14,9 +14,14 @@ KL_WEIGHT = (0.01, 1.0, 100.0, np.inf)
 GRID = list(itertools.product(RHO, EPSILON, KL_WEIGHT))
 """Parameters of the linear problems: from easy to close to linear programming."""
 
+
+def long_tail(classes):
+    """Return class sizes from 500 down to 5, geometrically; for 100 those of CIFAR100-LT."""
+    return (500 * 0.01 ** (np.arange(classes) / (classes - 1))).astype(int)
+
+
 CLASSES = 100
-LONG_TAIL = (500 * 0.01 ** (np.arange(CLASSES) / (CLASSES - 1))).astype(int)
-"""Class sizes of long-tailed CIFAR100: 500 down to 5."""
+LONG_TAIL = long_tail(CLASSES)
 
 FEATURE_SIZE = 768
 BANK_SIZE = 5120
@@ -24,12 +29,19 @@ SEMANTIC_SETTINGS = [(rho, 1000 * (1 - rho)) for rho in (0.106, 0.35, 0.9)]
 """Pairs (rho, semantic_weight) at the start, in the middle and near the end of training."""
 
 
-def good_head_cost(samples=2000, classes=CLASSES, seed=0):
-    """Return -log softmax of logits that know the class of most samples; costs up to about 25."""
+def good_head_logits(samples=2000, classes=CLASSES, seed=0, dtype=np.float64):
+    """Return logits that know the class of most samples of a long-tailed data set."""
     rng = np.random.default_rng(seed)
-    labels = rng.choice(classes, samples, p=LONG_TAIL[:classes] / LONG_TAIL[:classes].sum())
-    logits = 2 * rng.standard_normal((samples, classes))
+    sizes = long_tail(classes)
+    labels = rng.choice(classes, samples, p=sizes / sizes.sum())
+    logits = 2 * rng.standard_normal((samples, classes), dtype)
     logits[np.arange(samples), labels] += 12
+    return logits
+
+
+def good_head_cost(samples=2000, classes=CLASSES, seed=0, dtype=np.float64):
+    """Return -log softmax of `good_head_logits`; costs up to about 25."""
+    logits = good_head_logits(samples, classes, seed, dtype)
     return -logits + np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 

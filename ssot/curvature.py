@@ -37,11 +37,6 @@ CG_STEPS = 200
 class Coupling(Protocol):
     """W at one point, over all K + 1 columns."""
 
-    @property
-    def mass(self) -> Vector:
-        """Row sums of W: the column masses of the samples that W was made from."""
-        ...
-
     def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
         """Return d with ``(L / epsilon + diag(diagonal)) d = gradient`` on the free columns.
 
@@ -53,14 +48,9 @@ class Coupling(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class DenseCoupling:
-    """W as a matrix."""
+    """W as a matrix, of which the diagonal does not matter."""
 
     overlap: NDArray[np.float64]
-
-    @property
-    def mass(self) -> Vector:
-        """Row sums of W."""
-        return np.asarray(self.overlap.sum(axis=1))
 
     def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
         """Return the direction by a Cholesky factorisation."""
@@ -109,7 +99,7 @@ class SparseCoupling:
         return np.asarray(beyond / (beyond.sum() or 1.0))
 
     @cached_property
-    def mass(self) -> Vector:
+    def _mass(self) -> Vector:
         """Row sums of W."""
         return np.asarray(self._transposed(self.weight * self._rows(np.ones(len(self.share)))))
 
@@ -130,14 +120,16 @@ class SparseCoupling:
 
     def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
         """Return the direction by preconditioned conjugate gradients; W is never formed."""
-        jacobi = (self.mass - self._diagonal)[free] / epsilon + diagonal
+        jacobi = (self._mass - self._diagonal)[free] / epsilon + diagonal
         if not (jacobi > 0).all():
             raise LinAlgError("a free column has no curvature")
 
         def multiply(direction: NDArray[Any]) -> Vector:
             everywhere = np.zeros(len(self.share))
             everywhere[free] = direction.ravel()
-            spread = self.mass * everywhere - self._transposed(self.weight * self._rows(everywhere))
+            spread = self._mass * everywhere - self._transposed(
+                self.weight * self._rows(everywhere)
+            )
             return np.asarray(spread[free] / epsilon + diagonal * direction.ravel())
 
         size = (len(free), len(free))

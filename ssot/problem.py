@@ -172,13 +172,17 @@ class Problem:
         )
 
     @cached_property
+    def forbids_pairs(self) -> bool:
+        """Whether some cost is inf."""
+        return bool(np.isinf(self.cost.max()))
+
+    @cached_property
     def reachable(self) -> NDArray[np.bool_]:
         """Whether some sample with mass may join class j, (K,): False where all costs are inf."""
-        cheapest = self.cost.min(axis=0)
-        if np.isinf(cheapest).any() or not self.sample_weight.all():
-            has_mass = (self.sample_weight > 0)[:, None]
-            cheapest = self.cost.min(axis=0, where=has_mass, initial=np.inf)
-        return np.asarray(np.isfinite(cheapest))
+        if not self.forbids_pairs:
+            return np.ones(self.cost.shape[1], dtype=bool)
+        has_mass = (self.sample_weight > 0)[:, None]
+        return np.isfinite(self.cost.min(axis=0, where=has_mass, initial=np.inf))
 
 
 def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
@@ -388,14 +392,8 @@ def _distribution(value: Any, length: int, name: str) -> Vector:
 
 def _require_feasible(problem: Problem) -> None:
     """Refuse masks that leave no room for the required masses."""
-    forbidden = np.isinf(problem.cost.min(axis=1))
-    available = 1.0 - float(problem.sample_weight[forbidden].sum())
-    if forbidden.any() and (problem.rho == 1 or available < problem.rho):
-        raise ValueError(
-            f"cost forbids every class for {int(forbidden.sum())} samples, first in row "
-            f"{int(np.argmax(forbidden))}, so that only {available:.6g} of the mass can be "
-            f"labelled, but rho = {problem.rho}; lower rho or drop those samples"
-        )
+    if problem.forbids_pairs:
+        _require_allowed_mass(problem)
     stranded = ~problem.reachable & np.isinf(problem.kl_weight) & (problem.prior > 0)
     if stranded.any():
         raise ValueError(
@@ -404,3 +402,14 @@ def _require_feasible(problem: Problem) -> None:
         )
     if not (problem.reachable & (problem.prior > 0)).any():
         raise ValueError("prior is 0 for every class that cost allows; give one of them a share")
+
+
+def _require_allowed_mass(problem: Problem) -> None:
+    forbidden = np.isinf(problem.cost.min(axis=1))
+    available = 1.0 - float(problem.sample_weight[forbidden].sum())
+    if forbidden.any() and (problem.rho == 1 or available < problem.rho):
+        raise ValueError(
+            f"cost forbids every class for {int(forbidden.sum())} samples, first in row "
+            f"{int(np.argmax(forbidden))}, so that only {available:.6g} of the mass can be "
+            f"labelled, but rho = {problem.rho}; lower rho or drop those samples"
+        )

@@ -62,9 +62,6 @@ LINE_SEARCH_PASSES = 4
 WARM_PASSES = 40
 """Row passes after which a warm start counts as misleading and the solve starts cold."""
 
-MOST_UNSEEN = 2.0
-"""How much more mass a column may have than the rows tell that its curvature was made from."""
-
 STALLED_STEPS = 5
 """Newton steps without progress, at gains below rounding, after which rounding is the limit."""
 
@@ -289,8 +286,6 @@ class _Ascent:
         if point.coupling is None or not free.any():
             return direction
         everywhere = np.flatnonzero(columns.is_open)
-        unseen = point.mass - MOST_UNSEEN * point.coupling.mass[everywhere]
-        softness += unseen.clip(min=0.0) / epsilon
         positions, gradient = everywhere[free], point.gradient[free]
         self.damping = self.damping / 100 if self.damping > SMALLEST_DAMPING else 0.0
         while self.damping < LARGEST_DAMPING:

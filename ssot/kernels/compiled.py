@@ -25,6 +25,9 @@ from ssot.kernels.vectors import (
 PANEL_HEIGHT = 64
 """Rows of probabilities that are gathered before their overlap is added."""
 
+MOST_DECIDED_TOTAL = 1 / (1 - 1 / 32)
+"""Sum of a row's exponentials, the largest being 1, up to which the row counts as decided."""
+
 PADDING = 32
 """Rows of exponentials are filled up to a multiple of this: vector loops then have no remainder."""
 
@@ -98,6 +101,17 @@ def _add_overlap(panel: Any, height: Any, overlap: Any) -> None:
             add_tile(panel, overlap, height, i, j)
 
 
+@_compiled(parallel=False)
+def _add_decided(scaled: Any, share: Any, total: Any, overlap: Any) -> None:
+    """Couple the largest entry of a row, which is 1, with the others, in its row of `overlap`."""
+    top = 0
+    while scaled[top] < 1.0:
+        top += 1
+    factor = np.float32(share / total)
+    for j in range(overlap.shape[1]):
+        overlap[top, j] += factor * np.float32(scaled[j])
+
+
 @_compiled(parallel=True)
 def row_sums(
     cost: Any,
@@ -108,14 +122,14 @@ def row_sums(
     weight: Any,
     column_mass: Any,
     log_partition: Any,
-    stride: Any,
     partial_overlap: Any,
     overlap: Any,
 ) -> None:
-    """Sum each group's column masses and log-partition, and the overlap of every stride-th row.
+    """Sum each group's column masses and log-partition, and the overlap of all rows.
 
-    `partial_overlap` has one matrix for each group, of at least ``K + 1`` columns rounded up to
-    whole tiles; `overlap` receives their sum. With ``stride = 0`` both are left alone.
+    A row that is all but decided couples its largest entry with the others, in the second of the
+    group's partial overlaps; products of the others are of second order. The remaining rows add all
+    their products to the first, on and above the diagonal.
     """
     rows, classes = cost.shape
     groups = len(column_mass)
@@ -125,36 +139,38 @@ def row_sums(
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
         value = 0.0
-        panel = np.zeros((PANEL_HEIGHT, partial_overlap.shape[1]), np.float32)
+        panel = np.zeros((PANEL_HEIGHT, partial_overlap.shape[2]), np.float32)
         height = 0
-        if stride > 0:
-            partial_overlap[group] = 0
+        partial_overlap[group] = 0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
             total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
             share = weight[i] / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
             value += weight[i] * (offset + log2(total) / scale)
-            if stride > 0 and i % stride == 0:
-                root = math.sqrt(stride * weight[i]) / total
-                for j in range(classes + 1):
-                    panel[height, j] = np.float32(scaled[j]) * np.float32(root)
-                height += 1
-                if height == PANEL_HEIGHT:
-                    _add_overlap(panel, height, partial_overlap[group])
-                    height = 0
+            if total <= MOST_DECIDED_TOTAL:
+                _add_decided(scaled, share, total, partial_overlap[group, 1])
+                continue
+            root = np.float32(math.sqrt(weight[i]) / total)
+            for j in range(classes + 1):
+                panel[height, j] = np.float32(scaled[j]) * root
+            height += 1
+            if height == PANEL_HEIGHT:
+                _add_overlap(panel, height, partial_overlap[group, 0])
+                height = 0
         if height > 0:
-            _add_overlap(panel, height, partial_overlap[group])
+            _add_overlap(panel, height, partial_overlap[group, 0])
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = value
-    if stride > 0:
-        for i in numba.prange(classes + 1):
-            for j in range(i, classes + 1):
-                total = 0.0
-                for group in range(groups):
-                    total += np.float64(partial_overlap[group, i, j])
-                overlap[i, j] = total
-                overlap[j, i] = total
+    for i in numba.prange(classes + 1):
+        for j in range(i, classes + 1):
+            coupling = 0.0
+            for group in range(groups):
+                decided = partial_overlap[group, 1]
+                coupling += np.float64(partial_overlap[group, 0, i, j])
+                coupling += np.float64(decided[i, j]) + np.float64(decided[j, i])
+            overlap[i, j] = coupling
+            overlap[j, i] = coupling
 
 
 @_compiled(parallel=False)

@@ -22,17 +22,17 @@ from ssot.problem import Problem
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
-LARGEST_GROUPS = 128
+LARGEST_GROUPS = 64
 """Most groups of rows: the most threads that one problem can keep busy."""
+
+GROUPS_EVEN = 8
+"""Groups beyond this number are a multiple of it, to be dealt out evenly to a few threads."""
 
 SMALLEST_GROUP = 1 << 13
 """Fewest entries in a group: a few microseconds of work, what it takes to start a thread."""
 
-OVERLAP_SHARE = 0.25
+OVERLAP_SHARE = 0.4
 """Memory of the groups' overlaps, as a share of that of the cost."""
-
-ROWS_PER_COLUMN = 64
-"""Rows for each column that are enough to tell the curvature, which only steers the steps."""
 
 _one_at_a_time = threading.Lock()
 """Some threading layers of Numba abort the process when two threads enter them."""
@@ -64,10 +64,11 @@ class NumbaKernel:
         self._is_dense = classes < LARGEST_DENSE
         if self._is_dense:
             width = TILE * math.ceil((classes + 1) / TILE)
-            room = int(OVERLAP_SHARE * rows * classes) // width**2
+            room = int(OVERLAP_SHARE * rows * classes) // (2 * width**2)
             self._groups = max(1, min(self._groups, room))
-            self._partial_overlap = np.empty((self._groups, width, width), np.float32)
-            self._stride = max(1, rows // (ROWS_PER_COLUMN * classes))
+            if self._groups > GROUPS_EVEN:
+                self._groups -= self._groups % GROUPS_EVEN
+            self._partial_overlap = np.empty((self._groups, 2, width, width), np.float32)
         else:
             kept = round(1 / LARGEST_TAIL)
             self._columns = np.empty((rows, kept), np.int32)
@@ -79,7 +80,7 @@ class NumbaKernel:
         arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
         if self._is_dense:
             overlap = np.empty((len(prices),) * 2)
-            self._run(compiled.row_sums, *arguments, self._stride, self._partial_overlap, overlap)
+            self._run(compiled.row_sums, *arguments, self._partial_overlap, overlap)
             return _row_sums(column_mass, log_partition), DenseCoupling(overlap)
         counts = np.empty(len(self._cost), np.int64)
         self._run(

@@ -22,7 +22,7 @@ BLOCK_ENTRIES = 1 << 17
 SMALLEST_BLOCK_HEIGHT = 512
 """Fewest rows in a block, whatever K: narrower blocks make slow products for the overlap."""
 
-SPREAD_SAMPLE = 256
+SPREAD_SAMPLE = 64
 """Rows looked at to learn the typical spread of a cost."""
 
 

@@ -1,0 +1,180 @@
+"""Write what was measured as Markdown and JSON."""
+
+import json
+import math
+from collections import Counter
+
+from benchmarks.honesty import ALLOWED, TOLERANCE, Outcome
+
+UNIT = "ssot"
+
+
+def write(results, folder):
+    """Write benchmarks.md and benchmarks.json into a folder, made if necessary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(results), indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "benchmarks.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "benchmarks.md").write_text(markdown(results), encoding="utf-8")
+
+
+def _plain(value):
+    """Return a value that JSON can state: infinity and NaN as text."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(results):
+    """Return the whole report."""
+    parts = [_introduction(results)]
+    if results["cases"]:
+        parts += [_overview(results["cases"]), *map(_details, results["cases"])]
+    if results["honesty"]:
+        parts.append(_honesty(results["honesty"]))
+    parts += map(_growth, results["growth"])
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header, rows):
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _introduction(results):
+    machine, first = results["machine"], results["first_solve"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    threads = ", ".join(f"{name} {count}" for name, count in machine["threads"].items())
+    size = "Quick run on much smaller problems: the titles give the full sizes.\n\n"
+    return (
+        "# Benchmarks\n\n"
+        f"{size if results['settings']['quick'] else ''}"
+        f"{machine['processor']}, cores: {machine['cores']}, threads: {threads}; "
+        f"{machine['system']}, Python {machine['python']}, ssot {machine['ssot']} with its "
+        f"{first['backend']} backend, {versions}.\n\n"
+        f"Medians of up to {results['settings']['repeats']} runs in one process, all competitors "
+        "in turns, each asked for the loosest tolerance, in steps of ten, that gives its plan the "
+        f"accuracy. Whoever does not reach it within {results['settings']['budget']:g} s is said "
+        f"to miss it. The first solve of a process took {first['first']:.2f} s, the same solve "
+        f"again {first['again']:.4f} s; all other times are without first calls."
+    )
+
+
+def seconds(value):
+    """Return a time to three digits, in the unit that suits it."""
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def number(value):
+    """Return a small number to two digits; a dash for None."""
+    return "–" if value is None else f"{value:.1e}"
+
+
+def _times(case, measurement):
+    """Return how many times as long as the case's unit a competitor takes, or None."""
+    unit = next(m for m in case["measurements"] if m["competitor"] == case["unit"])
+    if measurement["median"] is None or not unit["median"]:
+        return None
+    return measurement["median"] / unit["median"]
+
+
+def _verdict(measurement):
+    """Return a few words on a competitor in the overview."""
+    if measurement["note"]:
+        return measurement["note"]
+    words = seconds(measurement["median"])
+    if measurement["meets_accuracy"] is False:
+        reached = measurement["residual"] if measurement["gap"] is None else measurement["gap"]
+        words += f", accuracy missed: {number(reached)}"
+    return words
+
+
+def _overview(cases):
+    rows = []
+    for case in cases:
+        for measurement in case["measurements"]:
+            times = _times(case, measurement)
+            rows.append(
+                (
+                    case["title"] if measurement is case["measurements"][0] else "",
+                    measurement["competitor"],
+                    "–" if times is None else f"{times:.3g}",
+                    _verdict(measurement),
+                )
+            )
+    header = ("problem", "competitor", "times", "median")
+    explanation = (
+        "How many times as long as ssot everybody takes; where the other is a yardstick that "
+        "solves nothing, as long as the yardstick."
+    )
+    return f"## Overview\n\n{explanation}\n\n{table(header, rows)}"
+
+
+def _details(case):
+    is_semantic = any(m["gap"] is not None for m in case["measurements"])
+    rows = [_detail(measurement, is_semantic) for measurement in case["measurements"]]
+    what = "gap" if is_semantic else "residual"
+    return (
+        f"## {case['title']}\n\nAccuracy: a {what} of {case['accuracy']:g}.\n\n"
+        f"{table(_header(is_semantic), rows)}"
+    )
+
+
+def _header(is_semantic):
+    """Return the columns of `_detail`."""
+    measures = ("gap", "objective") if is_semantic else ("distance to the optimum",)
+    return (
+        *("competitor", "median", "runs", "asked for", "residual", *measures),
+        *("accuracy met", "said converged", "remark"),
+    )
+
+
+def _detail(measurement, is_semantic):
+    found = measurement
+    if found["note"]:
+        return (found["competitor"], found["note"], *["–"] * (8 if is_semantic else 7))
+    value = "–" if found["objective"] is None else f"{found['objective']:.8f}"
+    measures = (number(found["gap"]), value) if is_semantic else (number(found["distance"]),)
+    return (
+        *(found["competitor"], seconds(found["median"]), len(found["seconds"])),
+        *(number(found["tolerance"]), number(found["residual"]), *measures),
+        *(_yes(found["meets_accuracy"]), _yes(found["said_converged"]), found["remark"] or "–"),
+    )
+
+
+def _yes(value):
+    return "–" if value is None else "yes" if value else "no"
+
+
+def _honesty(records):
+    settings = {r["competitor"]: (number(r["tolerance"]), r["iterations"] or "–") for r in records}
+    rows = []
+    for name, asked in settings.items():
+        counts = Counter(r["outcome"] for r in records if r["competitor"] == name)
+        outcomes = (counts[outcome.value] for outcome in Outcome)
+        rows.append((name, *asked, counts.total(), *outcomes))
+    outcomes = (outcome.value for outcome in Outcome)
+    header = ("library", "asked for", "iterations", "problems stated", *outcomes)
+    return (
+        "## Wrong plans without a word\n\n"
+        "The hard grid of linear problems in float64, each library with its own cap of iterations "
+        f"and its own tolerance, at most {TOLERANCE:g}. Right: a residual of at most {ALLOWED:g}, "
+        "since libraries measure different things. Said so: an exception, a warning (NumPy's "
+        "count), a printed message or a flag; the published scaling is taken to say so where it "
+        "hits its cap.\n\n"
+        f"{table(header, rows)}"
+    )
+
+
+def _growth(growth):
+    rows = [
+        (f"{samples:,} x {classes:,}", *_detail(found, is_semantic=False)[1:])
+        for (samples, classes), found in zip(growth["sizes"], growth["measurements"], strict=True)
+    ]
+    return (
+        f"## {growth['title']}\n\nCold P²OT in float32 at rho 0.1 to a residual of "
+        f"{growth['accuracy']:g}. Fitted exponent: {growth['exponent']:.2f}.\n\n"
+        f"{table(('N x K', *_header(is_semantic=False)[1:]), rows)}"
+    )

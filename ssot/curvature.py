@@ -15,13 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError
+from scipy.linalg.lapack import dposv
 from scipy.sparse.linalg import LinearOperator, cg
 
 Vector = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-LARGEST_DENSE = 512
+LARGEST_DENSE = 128
 """Most columns for which W is stored and factorised; beyond, conjugate gradients are faster."""
 
 LARGEST_TAIL = 1 / 64
@@ -54,14 +55,22 @@ class DenseCoupling:
 
     def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
         """Return the direction by a Cholesky factorisation."""
-        matrix = self.overlap * (-1.0 / epsilon)
-        np.fill_diagonal(matrix, 0.0)
-        np.fill_diagonal(matrix, -matrix.sum(axis=1))
-        if len(free) < len(matrix):
-            matrix = matrix[np.ix_(free, free)]
+        laplacian = self._laplacian
+        if len(free) < len(laplacian):
+            laplacian = laplacian[np.ix_(free, free)]
+        matrix = laplacian * (1.0 / epsilon)
         matrix.flat[:: len(matrix) + 1] += diagonal
-        factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
-        return np.asarray(cho_solve(factor, gradient, check_finite=False))
+        _, direction, failure = dposv(matrix.T, gradient, overwrite_a=True)
+        if failure:
+            raise LinAlgError("the curvature is singular")
+        return np.asarray(direction)
+
+    @cached_property
+    def _laplacian(self) -> NDArray[np.float64]:
+        laplacian = -self.overlap
+        np.fill_diagonal(laplacian, 0.0)
+        np.fill_diagonal(laplacian, -laplacian.sum(axis=1))
+        return laplacian
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,7 +182,8 @@ class Problem:
         if not self.forbids_pairs:
             return np.ones(self.cost.shape[1], dtype=bool)
         has_mass = (self.sample_weight > 0)[:, None]
-        return np.isfinite(self.cost.min(axis=0, where=has_mass, initial=np.inf))
+        cheapest = self.cost.min(axis=0, where=has_mass, initial=np.inf)
+        return np.asarray(np.isfinite(cheapest))
 
 
 def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:

@@ -10,8 +10,10 @@ Its gradient is ``demand - column mass``; one row pass yields value, gradient an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import LinAlgError
@@ -62,6 +64,12 @@ LINE_SEARCH_PASSES = 4
 WARM_PASSES = 40
 """Row passes after which a warm start counts as misleading and the solve starts cold."""
 
+SAMPLE_EVERY = 8
+"""A cold solve first solves the problem of every so-manieth row."""
+
+SAMPLES_PER_COLUMN = 100
+"""Fewest rows for each column that a sample may have."""
+
 STALLED_STEPS = 5
 """Newton steps without progress, at gains below rounding, after which rounding is the limit."""
 
@@ -98,20 +106,24 @@ class InnerSolution:
 class _Point:
     """Prices of the open columns, and what a row pass says about them."""
 
+    columns: Columns
     prices: Vector
     mass: Vector
     demand: Vector
     dual: float
-    gap: float
     coupling: Coupling | None
 
-    @property
+    @cached_property
     def gradient(self) -> Vector:
         return self.demand - self.mass
 
-    @property
+    @cached_property
     def residual(self) -> float:
         return float(np.abs(self.gradient).sum())
+
+    @cached_property
+    def gap(self) -> float:
+        return self.columns.duality_gap(self.prices, self.mass)
 
 
 @dataclass(eq=False)
@@ -122,7 +134,7 @@ class _SemiDual:
     product: Matrix | None
     columns: Columns
     weight_entropy: float
-    passes: int = field(default=0, init=False)
+    passes: float = field(default=0.0, init=False)
 
     def at(self, prices: Vector, epsilon: float) -> _Point:
         """Evaluate the dual, its gradient and its curvature by one row pass."""
@@ -135,6 +147,11 @@ class _SemiDual:
         self.passes += 1
         plan, sums = self.kernel.plan(self.product, self.columns.expand(prices), epsilon, out)
         return plan, self._point(prices, sums, epsilon, None)
+
+    def of_sample(self, every: int) -> _SemiDual:
+        """Return the semi-dual of every so-manieth row, up to a constant."""
+        kernel, product = self.kernel.sample(self.product, every)
+        return _SemiDual(kernel, product, self.columns, 0.0)
 
     def meets(self, point: _Point, tol: float) -> bool:
         """Tell whether residual and gap are within `tol`, the gap as far as it can be known."""
@@ -154,11 +171,11 @@ class _SemiDual:
         columns, mass = self.columns, sums.column_mass[self.columns.is_open]
         potential = columns.potential(prices) - sums.log_partition
         return _Point(
+            columns=columns,
             prices=prices,
             mass=mass,
             demand=columns.demand(prices),
             dual=potential + epsilon * self.weight_entropy,
-            gap=columns.duality_gap(prices, mass),
             coupling=coupling,
         )
 
@@ -176,8 +193,9 @@ def solve_inner(
 ) -> InnerSolution:
     """Solve the linearised problem to a column residual and a duality gap of at most `tol`.
 
-    A cold solve anneals epsilon from a share of the cost's spread; a warm one starts at the target
-    epsilon from the given K + 1 prices and falls back to annealing when they mislead.
+    A warm solve starts at the target epsilon from the given K + 1 prices, a cold one of many rows
+    from the prices of a sample of them. When these mislead, or for few rows, epsilon is annealed
+    from a share of the cost's spread.
     """
     epsilon = problem.epsilon
     weight_entropy = float(xlogy(problem.sample_weight, problem.sample_weight).sum())
@@ -186,18 +204,43 @@ def solve_inner(
     def done(point: _Point) -> bool:
         return semidual.meets(point, tol)
 
-    climb = None
-    if warm_prices is not None:
+    if warm_prices is None:
+        start = _start_from_sample(semidual, epsilon, max_passes)
+    else:
         start = columns.restrict(warm_prices)
+    climb = None
+    if start is not None:
         climb = _climb(semidual, start, epsilon, done, min(WARM_PASSES, max_passes))
     if climb is None or not (climb.done or climb.stalled):
-        start = columns.balance(np.zeros(len(columns.target)))
-        for level in _levels_above(epsilon, kernel.typical_spread(product)):
-            if semidual.passes >= max_passes:
-                break
-            start = _climb(semidual, start, level, _near_enough, max_passes).point.prices
+        start = _anneal(semidual, epsilon, max_passes)
         climb = _climb(semidual, start, epsilon, done, max_passes)
     return _finish(semidual, climb, epsilon, tol, out)
+
+
+def _start_from_sample(semidual: _SemiDual, epsilon: float, max_passes: int) -> Vector | None:
+    """Return the prices of a sample of the rows, itself solved in this way; None for few rows."""
+    samples, columns = semidual.kernel.samples, len(semidual.columns.target)
+    every = min(SAMPLE_EVERY, samples // (SAMPLES_PER_COLUMN * columns))
+    if every < 2:
+        return None
+    sampled = semidual.of_sample(every)
+    start = _start_from_sample(sampled, epsilon, max_passes)
+    if start is None:
+        start = _anneal(sampled, epsilon, max_passes)
+    climb = _climb(sampled, start, epsilon, _near_enough, max_passes)
+    semidual.passes += sampled.passes / every
+    return climb.point.prices if climb.done else None
+
+
+def _anneal(semidual: _SemiDual, epsilon: float, max_passes: int) -> Vector:
+    """Return prices that solve the problem roughly at an epsilon above the given one."""
+    columns = semidual.columns
+    prices = columns.balance(np.zeros(len(columns.target)))
+    for level in _levels_above(epsilon, semidual.kernel.typical_spread(semidual.product)):
+        if semidual.passes >= max_passes:
+            break
+        prices = _climb(semidual, prices, level, _near_enough, max_passes).point.prices
+    return prices
 
 
 def _levels_above(epsilon: float, spread: float) -> Iterator[float]:
@@ -344,5 +387,5 @@ def _finish(
         residual=final.residual,
         gap=final.gap,
         dual=final.dual,
-        passes=semidual.passes,
+        passes=math.ceil(semidual.passes),
     )

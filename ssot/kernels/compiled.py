@@ -174,9 +174,10 @@ def row_sums(
 
 
 @_compiled(parallel=False)
-def _list_large(scaled: Any, threshold: Any, total: Any, i: Any, columns: Any, values: Any) -> Any:
-    """List the entries that are at least a share of the total in row i, and return their number."""
-    count = 0
+def _list_large(
+    scaled: Any, threshold: Any, total: Any, position: Any, columns: Any, values: Any
+) -> Any:
+    """List the entries of at least a share of the total from a position on; return the next one."""
     smallest = scaled.dtype.type(threshold * total)
     for start in range(0, len(scaled), PADDING):
         largest = scaled[start]
@@ -184,11 +185,11 @@ def _list_large(scaled: Any, threshold: Any, total: Any, i: Any, columns: Any, v
             largest = maximum(largest, scaled[start + k])
         if largest >= smallest:
             for j in range(start, start + PADDING):
-                if scaled[j] >= smallest and count < values.shape[1]:
-                    columns[i, count] = j
-                    values[i, count] = scaled[j] / total
-                    count += 1
-    return count
+                if scaled[j] >= smallest:
+                    columns[position] = j
+                    values[position] = scaled[j] / total
+                    position += 1
+    return position
 
 
 @_compiled(parallel=True)
@@ -202,11 +203,15 @@ def large_entries(
     column_mass: Any,
     log_partition: Any,
     threshold: Any,
+    room: Any,
     counts: Any,
     columns: Any,
     values: Any,
 ) -> None:
-    """Sum as `row_sums` does, and list each row's probabilities of at least `threshold`."""
+    """Sum as `row_sums` does, and list the probabilities of at least `threshold`, `counts` a row.
+
+    Each group lists its own one after the other, from the position ``room * (its first row)`` on.
+    """
     rows, classes = cost.shape
     groups = len(column_mass)
     for group in numba.prange(groups):
@@ -215,24 +220,33 @@ def large_entries(
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
         value = 0.0
-        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
+        first = _first_row(group, groups, rows)
+        position = room * first
+        for i in range(first, _first_row(group + 1, groups, rows)):
             total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
             share = weight[i] / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
             value += weight[i] * (offset + log2(total) / scale)
-            counts[i] = _list_large(scaled, threshold, total, i, columns, values)
+            following = _list_large(scaled, threshold, total, position, columns, values)
+            counts[i] = following - position
+            position = following
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = value
 
 
 @_compiled(parallel=True)
-def compress(starts: Any, columns: Any, values: Any, out_columns: Any, out_values: Any) -> None:
-    """Copy the listed entries of each row, ``starts[i]`` to ``starts[i + 1]``, side by side."""
-    for i in numba.prange(len(starts) - 1):
-        for k in range(starts[i + 1] - starts[i]):
-            out_columns[starts[i] + k] = columns[i, k]
-            out_values[starts[i] + k] = values[i, k]
+def compress(
+    starts: Any, groups: Any, room: Any, columns: Any, values: Any, to_columns: Any, to_values: Any
+) -> None:
+    """Put the lists of all groups side by side; row i begins at ``starts[i]``."""
+    rows = len(starts) - 1
+    for group in numba.prange(groups):
+        first = _first_row(group, groups, rows)
+        shift = room * first - starts[first]
+        for k in range(starts[first], starts[_first_row(group + 1, groups, rows)]):
+            to_columns[k] = columns[shift + k]
+            to_values[k] = values[shift + k]
 
 
 @_compiled(parallel=True)

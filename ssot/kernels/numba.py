@@ -18,7 +18,6 @@ from ssot.kernels import compiled
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Plan, PlanSums, RowSums, Vector
 from ssot.kernels.vectors import TILE
-from ssot.problem import Problem
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -33,6 +32,9 @@ SMALLEST_GROUP = 1 << 13
 
 OVERLAP_SHARE = 0.4
 """Memory of the groups' overlaps, as a share of that of the cost."""
+
+MOST_LARGE = math.ceil(1 / LARGEST_TAIL)
+"""Most entries of a row that are not counted to its tail: probabilities sum to 1."""
 
 _one_at_a_time = threading.Lock()
 """Some threading layers of Numba abort the process when two threads enter them."""
@@ -51,15 +53,21 @@ class NumbaKernel:
 
     name = "numba"
 
-    def __init__(self, problem: Problem) -> None:
-        cost = problem.cost
+    def __init__(
+        self,
+        cost: Array,
+        sample_weight: Vector,
+        graph: sparse.csr_array | None = None,
+        semantic_weight: float = 0.0,
+    ) -> None:
         rows, classes = cost.shape
         self.resolution = float(np.finfo(cost.dtype).eps)
-        self.typical_spread = NumpyKernel(problem).typical_spread
+        self.samples = rows
+        self.typical_spread = NumpyKernel(cost, sample_weight, None, semantic_weight).typical_spread
         self._cost = _frozen(cost)
-        self._weight = _frozen(problem.sample_weight)
-        self._graph = None if problem.graph is None else _in_rows(problem.graph)
-        self._pull = 2.0 * problem.semantic_weight
+        self._weight = _frozen(sample_weight)
+        self._graph = None if graph is None else _in_rows(graph)
+        self._semantic_weight = semantic_weight
         self._groups = max(1, min(LARGEST_GROUPS, rows, cost.size // SMALLEST_GROUP))
         self._is_dense = classes < LARGEST_DENSE
         if self._is_dense:
@@ -70,9 +78,9 @@ class NumbaKernel:
                 self._groups -= self._groups % GROUPS_EVEN
             self._partial_overlap = np.empty((self._groups, 2, width, width), np.float32)
         else:
-            kept = round(1 / LARGEST_TAIL)
-            self._columns = np.empty((rows, kept), np.int32)
-            self._values = np.empty((rows, kept), np.float32)
+            # Reserved for the worst case; only what is written takes memory.
+            self._columns = np.empty(rows * MOST_LARGE, np.int32)
+            self._values = np.empty(rows * MOST_LARGE, np.float32)
 
     def row_pass(
         self, product: Array | None, prices: Vector, epsilon: float
@@ -82,10 +90,9 @@ class NumbaKernel:
             overlap = np.empty((len(prices),) * 2)
             self._run(compiled.row_sums, *arguments, self._partial_overlap, overlap)
             return _row_sums(column_mass, log_partition), DenseCoupling(overlap)
-        counts = np.empty(len(self._cost), np.int64)
-        self._run(
-            compiled.large_entries, *arguments, LARGEST_TAIL, counts, self._columns, self._values
-        )
+        counts = np.empty(self.samples, np.int64)
+        lists = (counts, self._columns, self._values)
+        self._run(compiled.large_entries, *arguments, LARGEST_TAIL, MOST_LARGE, *lists)
         sums = _row_sums(column_mass, log_partition)
         return sums, SparseCoupling(self._compressed(counts), self._weight, sums.column_mass)
 
@@ -138,6 +145,12 @@ class NumbaKernel:
         self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
         new.slack[:] = old.slack + step * (new.slack - old.slack)
 
+    def sample(self, product: Array | None, every: int) -> tuple[NumbaKernel, Array | None]:
+        weight = self._weight[::every]
+        cost = np.ascontiguousarray(self._cost[::every])
+        kernel = NumbaKernel(cost, weight / weight.sum(), None, self._semantic_weight)
+        return kernel, None if product is None else np.ascontiguousarray(product[::every])
+
     def _run(self, function: Callable[..., None], *arguments: Any) -> None:
         run(function, *arguments, most_threads=self._groups)
 
@@ -146,7 +159,11 @@ class NumbaKernel:
     ) -> tuple[tuple[Any, ...], NDArray[np.float64], Vector]:
         """Return the arguments of a pass, and the sums that it fills in, by group."""
         scale = 1.0 / (epsilon * math.log(2))
-        given, pull = (self._cost[:1], 0.0) if product is None else (_frozen(product), self._pull)
+        given, pull = (
+            (self._cost[:1], 0.0)
+            if product is None
+            else (_frozen(product), 2.0 * self._semantic_weight)
+        )
         column_mass = np.empty((self._groups, len(prices)))
         log_partition = np.empty(self._groups)
         head = (self._cost, given, pull, _frozen(prices), scale, self._weight)
@@ -156,7 +173,8 @@ class NumbaKernel:
         starts = np.append(0, counts.cumsum())
         columns = np.empty(starts[-1], np.int32)
         values = np.empty(starts[-1], np.float32)
-        self._run(compiled.compress, starts, self._columns, self._values, columns, values)
+        lists = (self._columns, self._values, columns, values)
+        self._run(compiled.compress, starts, self._groups, MOST_LARGE, *lists)
         shape = (len(counts), self._cost.shape[1] + 1)
         return sparse.csr_array((values, columns, starts), shape=shape)
 
@@ -189,7 +207,11 @@ def run(function: Callable[..., None], *arguments: Any, most_threads: int) -> No
     """Call a compiled loop on no more threads than it needs, and Numba and OpenMP are told."""
     with _one_at_a_time:
         allowed = numba.get_num_threads()
-        numba.set_num_threads(min(allowed, _openmp_threads(allowed), most_threads))
+        wanted = min(allowed, _openmp_threads(allowed), most_threads)
+        if wanted == allowed:
+            function(*arguments)
+            return
+        numba.set_num_threads(wanted)
         try:
             function(*arguments)
         finally:

@@ -12,7 +12,6 @@ from scipy.special import xlogy
 
 from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling, SparseCoupling
 from ssot.kernels.protocol import Plan, PlanSums, RowSums, Vector
-from ssot.problem import Problem
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -31,12 +30,19 @@ class NumpyKernel:
 
     name = "numpy"
 
-    def __init__(self, problem: Problem) -> None:
-        self.resolution = float(np.finfo(problem.cost.dtype).eps)
-        self._cost = problem.cost
-        self._weight = problem.sample_weight
-        self._graph = problem.graph
-        self._pull = 2.0 * problem.semantic_weight
+    def __init__(
+        self,
+        cost: Array,
+        sample_weight: Vector,
+        graph: sparse.csr_array | None = None,
+        semantic_weight: float = 0.0,
+    ) -> None:
+        self.resolution = float(np.finfo(cost.dtype).eps)
+        self.samples = len(cost)
+        self._cost = cost
+        self._weight = sample_weight
+        self._graph = graph
+        self._semantic_weight = semantic_weight
 
     def row_pass(
         self, product: Array | None, prices: Vector, epsilon: float
@@ -110,11 +116,17 @@ class NumpyKernel:
             new.matrix[rows] += old.matrix[rows]
         new.slack[:] = old.slack + step * (new.slack - old.slack)
 
+    def sample(self, product: Array | None, every: int) -> tuple[NumpyKernel, Array | None]:
+        weight = self._weight[::every]
+        cost = np.ascontiguousarray(self._cost[::every])
+        kernel = NumpyKernel(cost, weight / weight.sum(), None, self._semantic_weight)
+        return kernel, None if product is None else np.ascontiguousarray(product[::every])
+
     def typical_spread(self, product: Array | None) -> float:
         every = max(1, len(self._cost) // SPREAD_SAMPLE)
         sample = self._cost[::every].astype(np.float64)
         if product is not None:
-            sample -= self._pull * product[::every]
+            sample -= 2.0 * self._semantic_weight * product[::every]
         is_allowed = np.isfinite(sample)
         if is_allowed.all():
             return float(np.median(np.median(sample, axis=1) - sample.min(axis=1)))
@@ -146,7 +158,7 @@ class NumpyKernel:
                 if product is None:
                     np.subtract(class_prices, cost[rows], out=work)
                 else:
-                    np.multiply(product[rows], self._pull, out=work)
+                    np.multiply(product[rows], 2.0 * self._semantic_weight, out=work)
                     work -= cost[rows]
                     work += class_prices
                 offset = np.maximum(work.max(axis=1), virtual_price)

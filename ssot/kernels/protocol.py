@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,10 +91,13 @@ class Kernel(Protocol):
         Name of the backend.
     resolution : float
         Relative rounding error of its N x K arrays.
+    samples : int
+        N.
     """
 
     name: str
     resolution: float
+    samples: int
 
     def row_pass(
         self, product: Matrix | None, prices: Vector, epsilon: float
@@ -122,6 +125,13 @@ class Kernel(Protocol):
 
     def interpolate(self, old: Plan, new: Plan, step: float) -> None:
         """Turn `new` into ``old + step (new - old)`` in place."""
+        ...
+
+    def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
+        """Return the kernel of every so-manieth sample, and their rows of the product.
+
+        The weights of these samples are scaled up to a sum of 1.
+        """
         ...
 
     def typical_spread(self, product: Matrix | None) -> float:

@@ -26,11 +26,12 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     obstacle = None if backend == "numpy" else _obstacle_to_numba()
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
+    bound_to = (problem.cost, problem.sample_weight, problem.graph, problem.semantic_weight)
     if backend == "numpy" or obstacle is not None:
-        return NumpyKernel(problem)
+        return NumpyKernel(*bound_to)
     from ssot.kernels.numba import NumbaKernel
 
-    return NumbaKernel(problem)
+    return NumbaKernel(*bound_to)
 
 
 def _obstacle_to_numba() -> str | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def minimise(
         answer = run.answer_to(current, inner_tol)
         value = run.value(current, answer.prices)
         gap = max(value + current.objective.semantic - answer.dual, 0.0)
-        progress = Progress(len(history) - 1, history[-1], gap, run.passes)
+        progress = Progress(len(history) - 1, history[-1] + run.shifted, gap, run.passes)
         logger.debug("%s", progress)
         status = run.status(current, progress)
         if callback is not None and callback(progress) and status is None:
@@ -139,12 +139,12 @@ def minimise(
         return Outcome(
             plan=current.plan,
             sums=current.sums,
-            prices=current.prices,
-            objective=current.objective,
+            prices=run.to_cost(current.prices),
+            objective=run.of_cost(current),
             gap=gap,
             inner_gap=answer.gap,
             status=status,
-            history=tuple(history),
+            history=tuple(value + run.shifted for value in history),
             passes=run.passes,
         )
 
@@ -153,7 +153,8 @@ class _Descent:
     """The moves of one run of the outer loop, with what the last inner solve has taught.
 
     Two plans and one product with the graph are all the N x K arrays it holds. `product` is that
-    of the current plan but between `step` and its verdict, when it is that of the next one.
+    of the current plan but between `step` and its verdict, when it is that of the next one. Prices
+    and values belong to the cost less the kernel's shift; `shifted` is what that takes from values.
     """
 
     def __init__(self, problem: Problem, kernel: Kernel, limits: Limits, start: Start) -> None:
@@ -164,6 +165,7 @@ class _Descent:
         self.passes = 0
         self.answer: InnerSolution | None = None
         self.product: Matrix | None = None
+        self.shifted = kernel.shift * problem.rho
         self._given = start.plan
         self._spare: Plan | None = None
 
@@ -185,14 +187,15 @@ class _Descent:
 
     def first_iterate(self, start: Start) -> _Iterate:
         """Return the plan to start from, or the answer to the cost linearised at it or at none."""
+        prices = None if start.prices is None else self._from_cost(start.prices)
         if not self.problem.has_semantics:
-            answer = self.solve_inner(self.limits.tol, start.prices)
+            answer = self.solve_inner(self.limits.tol, prices)
             return self.iterate(answer.plan, answer.prices, is_answer=True)
-        if start.plan is not None and start.prices is not None:
+        if start.plan is not None and prices is not None:
             self.product = self.kernel.graph_product(start.plan.matrix, None)
             if start.is_feasible:
-                return self.iterate(start.plan, start.prices, is_answer=False)
-        answer = self.solve_inner(self.limits.loosest_inner_tol, start.prices)
+                return self.iterate(start.plan, prices, is_answer=False)
+        answer = self.solve_inner(self.limits.loosest_inner_tol, prices)
         self.product = self.kernel.graph_product(answer.plan.matrix, self.product)
         return self.iterate(answer.plan, answer.prices, is_answer=True)
 
@@ -227,6 +230,20 @@ class _Descent:
         """Return to the current plan."""
         self.recycle(rejected.plan)
         self.product = self.kernel.graph_product(current.plan.matrix, self.product)
+
+    def _from_cost(self, prices: Vector) -> Vector:
+        """Return prices for the shifted cost: only that of the virtual cluster differs."""
+        return np.append(prices[:-1], prices[-1] + self.kernel.shift)
+
+    def to_cost(self, prices: Vector) -> Vector:
+        """Return prices for the cost of the problem, with mean 0 where a constant is free."""
+        moved = np.append(prices[:-1], prices[-1] - self.kernel.shift)
+        return moved - moved[self.columns.is_open].mean() if self.columns.has_gauge else moved
+
+    def of_cost(self, iterate: _Iterate) -> Objective:
+        """Return the objective with the cost of the problem."""
+        moved = self.kernel.shift * float(iterate.sums.column_mass[:-1].sum())
+        return replace(iterate.objective, transport=iterate.objective.transport + moved)
 
     def value(self, iterate: _Iterate, prices: Vector) -> float:
         """Return the objective, corrected for what hard columns lack or exceed, at given prices.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -88,6 +89,8 @@ class Problem:
 
     Attributes
     ----------
+    cost_range : (float, float)
+        Bounds of the entries of `cost`, ``inf`` above where pairs are forbidden.
     library : {"numpy", "torch"}
         The library that the caller's arrays came from, and that results are returned in.
 
@@ -98,6 +101,7 @@ class Problem:
     """
 
     cost: FloatArray
+    cost_range: tuple[float, float]
     graph: sparse.csr_array | None
     rho: float
     epsilon: float
@@ -128,12 +132,13 @@ class Problem:
             prior=prior,
             sample_weight=sample_weight,
         )
-        costs = as_cost(cost, logits)
+        costs, cost_range = checked_cost(cost, logits)
         samples, classes = costs.shape
         w = None if graph is None else symmetric_graph(graph, samples, costs.dtype)
         smoothing = _positive_number(epsilon, "epsilon")
         checked = {
             "cost": costs,
+            "cost_range": cost_range,
             "graph": w,
             "rho": _transported_mass(rho),
             "epsilon": smoothing,
@@ -171,10 +176,10 @@ class Problem:
             and np.array_equal(np.isinf(self.cost), np.isinf(other.cost))
         )
 
-    @cached_property
+    @property
     def forbids_pairs(self) -> bool:
         """Whether some cost is inf."""
-        return bool(np.isinf(self.cost.max()))
+        return self.cost_range[1] == np.inf
 
     @cached_property
     def reachable(self) -> NDArray[np.bool_]:
@@ -186,8 +191,14 @@ class Problem:
         return np.asarray(np.isfinite(cheapest))
 
 
-def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
-    """Return a checked, C-contiguous N x K cost from a cost, or from logits by ``-log softmax``."""
+def checked_cost(
+    cost: ArrayLike | None, logits: ArrayLike | None
+) -> tuple[FloatArray, tuple[float, float]]:
+    """Return a checked, C-contiguous N x K cost and its range, or that of ``-log softmax(logits)``.
+
+    The range bounds the entries, exactly where a cost is given; ``inf`` is the largest where it
+    occurs.
+    """
     if (cost is None) == (logits is None):
         given = "neither" if cost is None else "both"
         raise ValueError(f"exactly one of cost and logits must be given, got {given}")
@@ -200,7 +211,8 @@ def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
         )
     array = np.ascontiguousarray(array, _computing_dtype(array.dtype))
     smallest, largest = float(array.min()), float(array.max())
-    if not (np.isfinite(smallest) and np.isfinite(largest)):
+    is_finite = math.isfinite(smallest) and math.isfinite(largest)
+    if not is_finite:
         smallest, largest = _check_entries(array, name, allowed_infinity)
     limit = _largest(array.dtype)
     if max(-smallest, largest) > limit:
@@ -208,7 +220,9 @@ def as_cost(cost: ArrayLike | None, logits: ArrayLike | None) -> FloatArray:
             f"{name} has finite entries above {limit:.0e}, where sums of {array.dtype} overflow; "
             "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
         )
-    return array if name == "cost" else _negative_log_softmax(array)
+    if name == "cost":
+        return array, (smallest, largest if is_finite else math.inf)
+    return _negative_log_softmax(array), (0.0, limit if is_finite else math.inf)
 
 
 def _negative_log_softmax(logits: FloatArray) -> FloatArray:
@@ -277,8 +291,10 @@ def _graph_from_neighbours(graph: tuple[Any, ...], samples: int) -> sparse.csr_a
             f"{indices.max()}; "
             "indices count rows of the cost, not rows of a larger data set"
         )
-    starts = np.arange(samples + 1) * indices.shape[1]
-    return sparse.csr_array((weights.ravel(), indices.ravel(), starts), shape=(samples, samples))
+    index = np.int32 if indices.size <= np.iinfo(np.int32).max else np.int64
+    starts = np.arange(samples + 1, dtype=index) * index(indices.shape[1])
+    entries = (weights.ravel(), indices.ravel().astype(index, copy=False), starts)
+    return sparse.csr_array(entries, shape=(samples, samples))
 
 
 def _common_library(**arguments: Any) -> Library:

@@ -13,7 +13,7 @@ from ssot.arrays import library_of, to_library
 from ssot.certificate import Certificate
 from ssot.kernels.protocol import Plan, Vector
 from ssot.objective import Objective
-from ssot.problem import FloatArray, Problem, as_cost
+from ssot.problem import FloatArray, Problem, checked_cost
 from ssot.status import Status
 
 
@@ -111,7 +111,7 @@ class Solution:
         TypeError, ValueError
             If the array is not a valid cost, or has another number of classes.
         """
-        checked = as_cost(cost, logits)
+        checked, _ = checked_cost(cost, logits)
         classes = len(self._prices) - 1
         if checked.shape[1] != classes:
             raise ValueError(

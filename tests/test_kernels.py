@@ -40,8 +40,8 @@ def rounding(problem):
     return 50 * float(np.finfo(problem.cost.dtype).eps)
 
 
-def softmax_rows(problem, prices, product=None):
-    cost = problem.cost.astype(np.float64)
+def softmax_rows(problem, kernel, prices, product=None):
+    cost = problem.cost.astype(np.float64) - kernel.shift
     if product is not None:
         cost -= 2 * problem.semantic_weight * product
     exponent = (prices - np.column_stack([cost, np.zeros(len(cost))])) / problem.epsilon
@@ -68,11 +68,12 @@ def product(request, problem):
 def test_row_pass_sums_the_softmax(problem, kernel, product):
     prices = prices_of(problem)
     sums, _ = kernel.row_pass(product, prices, EPSILON)
-    rows = softmax_rows(problem, prices, product)
+    rows = softmax_rows(problem, kernel, prices, product)
     expected = problem.sample_weight @ rows
     np.testing.assert_allclose(sums.column_mass, expected, rtol=0, atol=rounding(problem))
     best = np.log(rows.max(axis=1))
-    cost = problem.cost if product is None else problem.cost - 1.4 * product.astype(np.float64)
+    cost = problem.cost.astype(np.float64) - kernel.shift
+    cost -= 0.0 if product is None else 1.4 * product
     exponent = (prices - np.column_stack([cost, np.zeros(len(cost))])) / EPSILON
     expected = EPSILON * problem.sample_weight @ (exponent.max(axis=1) - best)
     assert sums.log_partition == pytest.approx(expected, rel=rounding(problem))
@@ -81,7 +82,7 @@ def test_row_pass_sums_the_softmax(problem, kernel, product):
 def test_plan_is_the_weighted_softmax(problem, kernel, product):
     prices = prices_of(problem)
     plan, sums = kernel.plan(product, prices, EPSILON, None)
-    expected = problem.sample_weight[:, None] * softmax_rows(problem, prices, product)
+    expected = problem.sample_weight[:, None] * softmax_rows(problem, kernel, prices, product)
     given_plan = np.column_stack([plan.matrix, plan.slack])
     np.testing.assert_allclose(given_plan, expected, rtol=0, atol=rounding(problem))
     np.testing.assert_allclose(sums.column_mass, expected.sum(axis=0), atol=rounding(problem))
@@ -95,7 +96,7 @@ def test_coupling_is_the_derivative_of_the_masses(problem, kernel, product):
     _, coupling = kernel.row_pass(product, prices, EPSILON)
     is_dense = len(prices) <= LARGEST_DENSE
     assert isinstance(coupling, DenseCoupling if is_dense else SparseCoupling)
-    rows = softmax_rows(problem, prices, product)
+    rows = softmax_rows(problem, kernel, prices, product)
     if is_dense:
         overlap = rows.T @ (problem.sample_weight[:, None] * rows)
         off_diagonal = ~np.eye(len(overlap), dtype=bool)
@@ -137,8 +138,8 @@ def test_measure_sums_any_plan(problem, kernel, product):
     matrix = (matrix / matrix.size).astype(problem.cost.dtype)
     slack = rng.random(len(matrix)) * (rng.random(len(matrix)) < 0.5)
     sums = kernel.measure(Plan(matrix, slack), product)
-    q = matrix.astype(np.float64)
-    assert sums.transport == pytest.approx((problem.cost * q).sum(), rel=rounding(problem))
+    q, cost = matrix.astype(np.float64), problem.cost.astype(np.float64) - kernel.shift
+    assert sums.transport == pytest.approx((cost * q).sum(), rel=rounding(problem))
     expected = 0.0 if product is None else (q * product).sum()
     assert sums.semantic == pytest.approx(expected, rel=rounding(problem))
     entropy = [(x[x > 0] * np.log(x[x > 0])).sum() for x in (q, slack)]

@@ -286,7 +286,9 @@ def test_only_rounding_stalls_a_solve(setting, name, epsilon, kl_weight, rho):
     assert np.isfinite(certificate.inner_gap)
     if solution.status is Status.STALLED:
         misses = certificate.column_residual + certificate.mass_error
-        assert certificate.relative_stationarity_gap + misses <= 10 * setting.tolerance.value
+        rounding = np.finfo(setting.dtype).eps * np.ptp(cost) / epsilon
+        allowed = 10 * setting.tolerance.value + rounding
+        assert certificate.relative_stationarity_gap + misses <= allowed
 
 
 def test_two_samples_that_would_swap_their_labels_for_ever(setting):

@@ -63,9 +63,17 @@ def _padded(columns: Any) -> Any:
 
 @_compiled(parallel=False)
 def _softmax_row(
-    cost: Any, product: Any, pull: Any, i: Any, prices: Any, scale: Any, exponent: Any, scaled: Any
+    cost: Any,
+    shift: Any,
+    product: Any,
+    pull: Any,
+    i: Any,
+    prices: Any,
+    scale: Any,
+    exponent: Any,
+    scaled: Any,
 ) -> Any:
-    """Write ``2 ** (scale (x - max x))`` for ``x = prices - [C_i - pull G_i, 0]`` to `scaled`.
+    """Write ``2 ** (scale (x - max x))`` to `scaled`, ``x = prices - [C_i - shift - pull G_i, 0]``.
 
     Exponents are formed in float64, so that a float32 problem loses accuracy only in its
     exponential, and are ``-inf`` beyond the columns. Returns the total of the row, and ``max x``.
@@ -75,12 +83,12 @@ def _softmax_row(
     exponent[classes] = offset
     if pull != 0.0:
         for j in range(classes):
-            x = prices[j] - np.float64(cost[i, j]) + pull * np.float64(product[i, j])
+            x = prices[j] - (np.float64(cost[i, j]) - shift) + pull * np.float64(product[i, j])
             exponent[j] = x
             offset = maximum(offset, x)
     else:
         for j in range(classes):
-            x = prices[j] - np.float64(cost[i, j])
+            x = prices[j] - (np.float64(cost[i, j]) - shift)
             exponent[j] = x
             offset = maximum(offset, x)
     for j in range(len(scaled)):
@@ -115,6 +123,7 @@ def _add_decided(scaled: Any, share: Any, total: Any, overlap: Any) -> None:
 @_compiled(parallel=True)
 def row_sums(
     cost: Any,
+    shift: Any,
     product: Any,
     pull: Any,
     prices: Any,
@@ -143,7 +152,9 @@ def row_sums(
         height = 0
         partial_overlap[group] = 0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
+            total, offset = _softmax_row(
+                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            )
             share = weight[i] / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
@@ -195,6 +206,7 @@ def _list_large(
 @_compiled(parallel=True)
 def large_entries(
     cost: Any,
+    shift: Any,
     product: Any,
     pull: Any,
     prices: Any,
@@ -223,7 +235,9 @@ def large_entries(
         first = _first_row(group, groups, rows)
         position = room * first
         for i in range(first, _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
+            total, offset = _softmax_row(
+                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            )
             share = weight[i] / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
@@ -252,6 +266,7 @@ def compress(
 @_compiled(parallel=True)
 def write_plan(
     cost: Any,
+    shift: Any,
     product: Any,
     pull: Any,
     prices: Any,
@@ -272,7 +287,9 @@ def write_plan(
         mass = np.zeros(width)
         value = 0.0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(cost, product, pull, i, prices, scale, exponent, scaled)
+            total, offset = _softmax_row(
+                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            )
             share = weight[i] / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
@@ -287,6 +304,7 @@ def write_plan(
 @_compiled(parallel=True)
 def plan_sums(
     cost: Any,
+    shift: Any,
     matrix: Any,
     slack: Any,
     product: Any,
@@ -312,7 +330,7 @@ def plan_sums(
                 q = np.float64(matrix[i, j])
                 mass[j] += q
                 row_mass += q
-                paid = q * np.float64(cost[i, j])
+                paid = q * (np.float64(cost[i, j]) - shift)
                 transport += paid if q != 0.0 else 0.0
             for j in range(classes):
                 bounded = maximum(matrix[i, j], tiny)

@@ -21,7 +21,7 @@ from ssot.kernels.vectors import TILE
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
-LARGEST_GROUPS = 64
+LARGEST_GROUPS = 32
 """Most groups of rows: the most threads that one problem can keep busy."""
 
 GROUPS_EVEN = 8
@@ -59,10 +59,12 @@ class NumbaKernel:
         sample_weight: Vector,
         graph: sparse.csr_array | None = None,
         semantic_weight: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
         rows, classes = cost.shape
         self.resolution = float(np.finfo(cost.dtype).eps)
         self.samples = rows
+        self.shift = shift
         self.typical_spread = NumpyKernel(cost, sample_weight, None, semantic_weight).typical_spread
         self._cost = _frozen(cost)
         self._weight = _frozen(sample_weight)
@@ -111,6 +113,7 @@ class NumbaKernel:
         self._run(
             compiled.plan_sums,
             self._cost,
+            self.shift,
             _frozen(plan.matrix),
             _frozen(plan.slack),
             given,
@@ -148,7 +151,7 @@ class NumbaKernel:
     def sample(self, product: Array | None, every: int) -> tuple[NumbaKernel, Array | None]:
         weight = self._weight[::every]
         cost = np.ascontiguousarray(self._cost[::every])
-        kernel = NumbaKernel(cost, weight / weight.sum(), None, self._semantic_weight)
+        kernel = NumbaKernel(cost, weight / weight.sum(), None, self._semantic_weight, self.shift)
         return kernel, None if product is None else np.ascontiguousarray(product[::every])
 
     def _run(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -166,7 +169,7 @@ class NumbaKernel:
         )
         column_mass = np.empty((self._groups, len(prices)))
         log_partition = np.empty(self._groups)
-        head = (self._cost, given, pull, _frozen(prices), scale, self._weight)
+        head = (self._cost, self.shift, given, pull, _frozen(prices), scale, self._weight)
         return (*head, column_mass, log_partition), column_mass, log_partition
 
     def _compressed(self, counts: NDArray[np.int64]) -> sparse.csr_array:

@@ -36,9 +36,11 @@ class NumpyKernel:
         sample_weight: Vector,
         graph: sparse.csr_array | None = None,
         semantic_weight: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
         self.resolution = float(np.finfo(cost.dtype).eps)
         self.samples = len(cost)
+        self.shift = shift
         self._cost = cost
         self._weight = sample_weight
         self._graph = graph
@@ -88,7 +90,7 @@ class NumpyKernel:
             column_mass[:-1] += block.sum(axis=0, dtype=np.float64)
             row_mass = block.sum(axis=1, dtype=np.float64)
             excess += float((row_mass - self._weight[rows]).clip(min=0.0).sum())
-            transport += _inner(self._cost[rows], block)
+            transport += _inner(self._cost[rows].astype(np.float64) - self.shift, block)
             entropy += float(xlogy(block, block).sum(dtype=np.float64))
             if product is not None:
                 semantic += _inner(product[rows], block)
@@ -119,7 +121,7 @@ class NumpyKernel:
     def sample(self, product: Array | None, every: int) -> tuple[NumpyKernel, Array | None]:
         weight = self._weight[::every]
         cost = np.ascontiguousarray(self._cost[::every])
-        kernel = NumpyKernel(cost, weight / weight.sum(), None, self._semantic_weight)
+        kernel = NumpyKernel(cost, weight / weight.sum(), None, self._semantic_weight, self.shift)
         return kernel, None if product is None else np.ascontiguousarray(product[::every])
 
     def typical_spread(self, product: Array | None) -> float:
@@ -155,12 +157,10 @@ class NumpyKernel:
             height = len(cost[rows])
             work, out = exponent[:height], scaled[:height]
             with np.errstate(under="ignore", over="ignore"):
-                if product is None:
-                    np.subtract(class_prices, cost[rows], out=work)
-                else:
-                    np.multiply(product[rows], 2.0 * self._semantic_weight, out=work)
-                    work -= cost[rows]
-                    work += class_prices
+                np.subtract(self.shift, cost[rows], out=work)
+                work += class_prices
+                if product is not None:
+                    work += 2.0 * self._semantic_weight * product[rows].astype(np.float64)
                 offset = np.maximum(work.max(axis=1), virtual_price)
                 work -= offset[:, None]
                 np.multiply(work, 1.0 / epsilon, out=out, casting="same_kind")

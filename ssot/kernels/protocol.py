@@ -60,7 +60,7 @@ class PlanSums(NamedTuple):
     column_mass : (K + 1,) array
         Column sums of the plan; the last entry is the sum of the slack.
     transport : float
-        ``<C, Q>`` with the cost of the problem, where 0 times inf is 0.
+        ``<C, Q>``, where 0 times inf is 0.
     semantic : float
         ``<Q, W Q>``, 0 without a graph.
     plan_entropy, slack_entropy : float
@@ -80,9 +80,13 @@ class PlanSums(NamedTuple):
 class Kernel(Protocol):
     """The operations on N x K arrays, bound to one problem.
 
+    Since the total mass is fixed, subtracting a constant from every cost changes no plan. A kernel
+    subtracts its `shift`, so that a large common offset costs no accuracy. Below, `C` is the cost
+    less the shift.
+
     `product` is always ``G = W Q`` for the symmetrised graph ``W = (S + S^T) / 2`` and a plan Q at
     which the semantic term is linearised: the cost is then ``C - 2 semantic_weight G``. None stands
-    for the cost ``C`` of the problem. Sums are accumulated in float64 whatever the dtype of the
+    for the cost ``C``. Sums are accumulated in float64 whatever the dtype of the
     arrays.
 
     Attributes
@@ -93,11 +97,14 @@ class Kernel(Protocol):
         Relative rounding error of its N x K arrays.
     samples : int
         N.
+    shift : float
+        The cost nearest to 0 where all have one sign, else 0.
     """
 
     name: str
     resolution: float
     samples: int
+    shift: float
 
     def row_pass(
         self, product: Matrix | None, prices: Vector, epsilon: float

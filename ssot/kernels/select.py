@@ -26,7 +26,14 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     obstacle = None if backend == "numpy" else _obstacle_to_numba()
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
-    bound_to = (problem.cost, problem.sample_weight, problem.graph, problem.semantic_weight)
+    smallest, largest = problem.cost_range
+    bound_to = (
+        problem.cost,
+        problem.sample_weight,
+        problem.graph,
+        problem.semantic_weight,
+        max(smallest, 0.0) + min(largest, 0.0),
+    )
     if backend == "numpy" or obstacle is not None:
         return NumpyKernel(*bound_to)
     from ssot.kernels.numba import NumbaKernel

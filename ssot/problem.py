@@ -292,7 +292,7 @@ def _graph_from_neighbours(graph: tuple[Any, ...], samples: int) -> sparse.csr_a
             "indices count rows of the cost, not rows of a larger data set"
         )
     index = np.int32 if indices.size <= np.iinfo(np.int32).max else np.int64
-    starts = np.arange(samples + 1, dtype=index) * index(indices.shape[1])
+    starts = (np.arange(samples + 1) * indices.shape[1]).astype(index)
     entries = (weights.ravel(), indices.ravel().astype(index, copy=False), starts)
     return sparse.csr_array(entries, shape=(samples, samples))
 

@@ -67,5 +67,5 @@ def test_a_plan_without_a_graph_takes_little_more_than_cost_and_plan(
 
 @pytest.mark.parametrize(("samples", "classes"), [(100_000, 100), (20_000, 700)])
 def test_a_plan_with_a_graph_takes_less_than_five_costs(backend, samples, classes):
-    options = {"samples": samples, "classes": classes, "neighbours": 10}
+    options = {"samples": samples, "classes": classes, "neighbours": 5}
     assert 2.9 < peak_over_cost(backend=backend, **options) <= 5

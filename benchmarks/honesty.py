@@ -17,7 +17,7 @@ from ssot import Problem
 
 TOLERANCE = 1e-6
 ALLOWED = 10 * TOLERANCE
-QUICK_SIZE, QUICK_STEP = (100, 10), 7
+SIZE, QUICK_SIZE, QUICK_STEP = (500, 50), (100, 10), 7
 
 
 class Outcome(Enum):
@@ -55,7 +55,7 @@ def attempt(competitor, problem):
 
 def survey(family, is_quick):
     """Return a record for each problem of a family and each installed library that can state it."""
-    cost = COST_FAMILIES[family](*(QUICK_SIZE if is_quick else ()))
+    cost = COST_FAMILIES[family](*(QUICK_SIZE if is_quick else SIZE))
     records, missing = [], set()
     for rho, epsilon, kl_weight in GRID[:: QUICK_STEP if is_quick else 1]:
         parameters = {"rho": rho, "epsilon": epsilon, "kl_weight": kl_weight}

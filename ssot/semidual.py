@@ -70,6 +70,12 @@ SAMPLE_EVERY = 8
 SAMPLES_PER_COLUMN = 100
 """Fewest rows for each column that a sample may have."""
 
+AIM = 1e-10
+"""Residual that the plan of a problem without a graph aims at where `tol` would allow more."""
+
+FORESEEABLE = 0.1
+"""Contraction of the residual by a Newton step below which the next will contract no less."""
+
 STALLED_STEPS = 5
 """Newton steps without progress, at gains below rounding, after which rounding is the limit."""
 
@@ -153,10 +159,10 @@ class _SemiDual:
         kernel, product = self.kernel.sample(self.product, every)
         return _SemiDual(kernel, product, self.columns, 0.0)
 
-    def meets(self, point: _Point, tol: float) -> bool:
-        """Tell whether residual and gap are within `tol`, the gap as far as it can be known."""
+    def meets(self, point: _Point | InnerSolution, tol: float, contraction: float = 1.0) -> bool:
+        """Tell whether residual and gap, contracted, are within `tol`, or below what is known."""
         rounding = value_rounding(self.kernel) * abs(point.dual)
-        return point.residual <= tol and point.gap <= max(tol, rounding)
+        return contraction * point.residual <= tol and contraction * point.gap <= max(tol, rounding)
 
     def rounding(self, point: _Point, epsilon: float) -> float:
         """Return the size of dual differences that may be rounding errors.
@@ -201,8 +207,10 @@ def solve_inner(
     weight_entropy = float(xlogy(problem.sample_weight, problem.sample_weight).sum())
     semidual = _SemiDual(kernel, product, columns, weight_entropy)
 
-    def done(point: _Point) -> bool:
-        return semidual.meets(point, tol)
+    aim = 0.5 * tol if product is not None else min(0.5 * tol, AIM)
+
+    def done(point: _Point, contraction: float) -> bool:
+        return semidual.meets(point, tol) or semidual.meets(point, aim, contraction)
 
     if warm_prices is None:
         start = _start_from_sample(semidual, epsilon, max_passes)
@@ -214,7 +222,12 @@ def solve_inner(
     if climb is None or not (climb.done or climb.stalled):
         start = _anneal(semidual, epsilon, max_passes)
         climb = _climb(semidual, start, epsilon, done, max_passes)
-    return _finish(semidual, climb, epsilon, tol, out)
+    solution = _finish(semidual, climb, epsilon, tol, out)
+    if climb.done and not semidual.meets(solution, tol):
+        start = columns.restrict(solution.prices)
+        climb = _climb(semidual, start, epsilon, lambda point, _: done(point, 1.0), max_passes)
+        solution = _finish(semidual, climb, epsilon, tol, solution.plan)
+    return solution
 
 
 def _start_from_sample(semidual: _SemiDual, epsilon: float, max_passes: int) -> Vector | None:
@@ -250,7 +263,7 @@ def _levels_above(epsilon: float, spread: float) -> Iterator[float]:
         level /= ANNEALING_FACTOR
 
 
-def _near_enough(point: _Point) -> bool:
+def _near_enough(point: _Point, _contraction: float) -> bool:
     return point.residual <= LEVEL_TOLERANCE
 
 
@@ -267,21 +280,29 @@ def _climb(
     semidual: _SemiDual,
     prices: Vector,
     epsilon: float,
-    done: Callable[[_Point], bool],
+    done: Callable[[_Point, float], bool],
     max_passes: int,
 ) -> _Climb:
-    """Maximise the semi-dual at one epsilon until `done`."""
+    """Maximise the semi-dual at one epsilon until `done`.
+
+    `done` also receives the contraction of the residual to expect of one more Newton step, such as
+    the plan is written with.
+    """
     ascent = _Ascent(semidual, epsilon)
     point = semidual.at(prices, epsilon)
     if point.residual > RESCALE_ABOVE:
         point = ascent.rescale(point)
     best, idle_steps = point.residual, 0
-    while not done(point) and semidual.passes < max_passes and idle_steps < STALLED_STEPS:
+    while (
+        not (is_done := done(point, ascent.contraction))
+        and semidual.passes < max_passes
+        and idle_steps < STALLED_STEPS
+    ):
         point, gain = ascent.advance(point)
         idle = gain <= semidual.rounding(point, epsilon) and point.residual > 0.5 * best
         idle_steps = idle_steps + 1 if idle else 0
         best = min(best, point.residual)
-    return _Climb(point, done(point), idle_steps >= STALLED_STEPS)
+    return _Climb(point, is_done, idle_steps >= STALLED_STEPS)
 
 
 class _Ascent:
@@ -292,6 +313,7 @@ class _Ascent:
         self.epsilon = epsilon
         self.damping = 0.0
         self.radius = FIRST_RADIUS
+        self.contraction = 1.0
 
     def advance(self, point: _Point) -> tuple[_Point, float]:
         """Return a point with a larger dual, and the first-order gain that was hoped for."""
@@ -305,6 +327,9 @@ class _Ascent:
             self.radius = max(SMALLEST_RADIUS, 2 * step * length)
         else:
             self.radius = max(self.radius, 3 * length)
+        is_newton = step == 1 and self.damping == 0
+        shrunk = found.residual / point.residual if is_newton else 1.0
+        self.contraction = shrunk if shrunk <= FORESEEABLE else 1.0
         return found, float(point.gradient @ direction)
 
     def rescale(self, point: _Point) -> _Point:

@@ -12,6 +12,18 @@ from scipy import sparse
 Library: TypeAlias = Literal["numpy", "torch"]
 
 
+LARGEST = 1e100
+"""Largest magnitude accepted, so that no product of two arguments can overflow."""
+
+LARGEST_IN_SINGLE_PRECISION = 1e30
+"""The same for the N x K arrays of a float32 problem."""
+
+
+def largest_magnitude(dtype: np.dtype[Any]) -> float:
+    """Return the largest magnitude accepted in arrays of a dtype."""
+    return LARGEST if dtype == np.float64 else LARGEST_IN_SINGLE_PRECISION
+
+
 def library_of(value: object) -> Library:
     """Return the library that `value` belongs to, without importing Torch; lists are NumPy's."""
     torch = sys.modules.get("torch")

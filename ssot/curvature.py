@@ -2,22 +2,22 @@
 
 With the row-wise probabilities P, the log-partition has the Hessian ``(diag(mass) - W) / epsilon``,
 ``W = P^T diag(alpha) P``. Rows of P sum to 1, so this is the Laplacian ``diag(W 1) - W`` of a graph
-on the columns: only the entries of W off the diagonal matter, all are positive, and no rounding of
-them can make it indefinite or lose its small eigenvalues. So single precision does.
+on the columns: only the entries of W off the diagonal matter, and all are positive. Formed from
+these alone, it stays semi-definite and keeps its small eigenvalues in single precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dposv
-from scipy.sparse.linalg import LinearOperator, cg
 
 Vector = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -38,11 +38,14 @@ CG_STEPS = 200
 class Coupling(Protocol):
     """W at one point, over all K + 1 columns."""
 
-    def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
+    def solve(
+        self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
+    ) -> Vector:
         """Return d with ``(L / epsilon + diag(diagonal)) d = gradient`` on the free columns.
 
-        ``L = diag(W 1) - W``; the other columns stand still. Raises `LinAlgError` where the matrix
-        is singular.
+        ``L = diag(W 1) - W``; the other columns stand still. A direction that is found step by step
+        may stop where an entry would exceed `longest`. Raises `LinAlgError` where the matrix is
+        singular.
         """
         ...
 
@@ -53,7 +56,9 @@ class DenseCoupling:
 
     overlap: NDArray[np.float64]
 
-    def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
+    def solve(
+        self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
+    ) -> Vector:
         """Return the direction by a Cholesky factorisation."""
         laplacian = self._laplacian
         if len(free) < len(laplacian):
@@ -127,26 +132,52 @@ class SparseCoupling:
     def _transposed(self, rows: Vector) -> Vector:
         return np.asarray(self.large.T @ rows + self.share * (self.tail * rows).sum())
 
-    def solve(self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float) -> Vector:
+    def solve(
+        self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
+    ) -> Vector:
         """Return the direction by preconditioned conjugate gradients; W is never formed."""
         jacobi = (self._mass - self._diagonal)[free] / epsilon + diagonal
         if not (jacobi > 0).all():
             raise LinAlgError("a free column has no curvature")
 
-        def multiply(direction: NDArray[Any]) -> Vector:
+        def multiply(direction: Vector) -> Vector:
             everywhere = np.zeros(len(self.share))
-            everywhere[free] = direction.ravel()
+            everywhere[free] = direction
             spread = self._mass * everywhere - self._transposed(
                 self.weight * self._rows(everywhere)
             )
-            return np.asarray(spread[free] / epsilon + diagonal * direction.ravel())
+            return np.asarray(spread[free] / epsilon + diagonal * direction)
 
-        size = (len(free), len(free))
-        direction, _ = cg(
-            LinearOperator(size, multiply, dtype=np.float64),
-            gradient,
-            rtol=CG_ACCURACY,
-            maxiter=CG_STEPS,
-            M=LinearOperator(size, lambda residual: residual.ravel() / jacobi, dtype=np.float64),
-        )
-        return np.asarray(direction)
+        return _conjugate_gradients(multiply, gradient, jacobi, longest)
+
+
+def _conjugate_gradients(
+    multiply: Callable[[Vector], Vector], gradient: Vector, diagonal: Vector, longest: float
+) -> Vector:
+    """Solve a symmetric system roughly; any number of steps gives a direction of ascent.
+
+    Stops where an entry would exceed `longest`, and where rounding hides the curvature.
+    """
+    direction = np.zeros_like(gradient)
+    residual = gradient.copy()
+    conditioned = residual / diagonal
+    search, size = conditioned.copy(), residual @ conditioned
+    goal = CG_ACCURACY * np.linalg.norm(gradient)
+    for _ in range(CG_STEPS):
+        image = multiply(search)
+        curvature = search @ image
+        if not curvature > 0.0:
+            break
+        step = size / curvature
+        if np.abs(direction + step * search).max() > longest:
+            break
+        direction += step * search
+        residual -= step * image
+        if np.linalg.norm(residual) <= goal:
+            break
+        conditioned = residual / diagonal
+        size, previous = residual @ conditioned, size
+        search = conditioned + (size / previous) * search
+    if not direction.any() and gradient.any():
+        direction = search * (longest / np.abs(search).max())
+    return direction

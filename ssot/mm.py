@@ -29,14 +29,14 @@ from ssot.status import Progress, Status
 logger = logging.getLogger(__name__)
 
 INNER_SHARE = 0.5
-"""Inner tolerance as a share of the last outer gap; its last Newton step then squares the error."""
+"""Inner tolerance as a share of the last outer gap."""
 
 SMALLEST_TOLERANCE = 1e-13
 """Inner tolerance that float64 sums can still meet."""
 
 LOOSEST_INNER_EXPONENT = 0.75
-"""Loosest inner tolerance as a power of `tol`: its last Newton step then meets `tol` itself, so
-that every plan of the descent is feasible as far as the caller can tell."""
+"""Loosest inner tolerance as a power of `tol`: plans of the descent miss their masses by so little
+that the first-order correction of their values is exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ def minimise(
                 continue
             status = Status.STALLED
         return Outcome(
-            plan=current.plan,
+            plan=run.own(current.plan),
             sums=current.sums,
             prices=run.to_cost(current.prices),
             objective=run.of_cost(current),
@@ -225,6 +225,10 @@ class _Descent:
         """Let the next answer overwrite a plan, unless the caller gave it."""
         if plan is not self._given:
             self._spare = plan
+
+    def own(self, plan: Plan) -> Plan:
+        """Return a plan that is nobody else's."""
+        return Plan(plan.matrix.copy(), plan.slack.copy()) if plan is self._given else plan
 
     def undo_step(self, current: _Iterate, rejected: _Iterate) -> None:
         """Return to the current plan."""

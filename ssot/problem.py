@@ -11,24 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from ssot.arrays import Library, library_of, to_number, to_numpy
+from ssot.adjacency import GraphLike, symmetric_graph
+from ssot.arrays import LARGEST, Library, largest_magnitude, library_of, to_number, to_numpy
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 Vector: TypeAlias = NDArray[np.float64]
-GraphLike: TypeAlias = Any
-"""A SciPy sparse array, a dense N x N array, or a pair (neighbour indices, weights)."""
-
 PUBLISHED_SEMANTIC_STRENGTH = 0.2
 """Semantic weight for each sample: the published 1000 at N = 5,120, carried to every N."""
 
 ROUNDING = 1e-6
 """How far the sum of `prior` or `sample_weight` may be from 1 and still count as rounding."""
-
-LARGEST = 1e100
-"""Largest magnitude accepted, so that no product of two arguments can overflow."""
-
-LARGEST_IN_SINGLE_PRECISION = 1e30
-"""The same for the N x K arrays of a float32 problem."""
 
 HARD = 1e15
 """Class strength, in units of epsilon, beyond which rounding hides the difference from inf."""
@@ -89,8 +81,10 @@ class Problem:
 
     Attributes
     ----------
-    cost_range : (float, float)
-        Bounds of the entries of `cost`, ``inf`` above where pairs are forbidden.
+    common_offset : float
+        The finite cost nearest to 0 where all have one sign, else 0.
+    forbids_pairs : bool
+        Whether some cost is inf.
     library : {"numpy", "torch"}
         The library that the caller's arrays came from, and that results are returned in.
 
@@ -101,7 +95,8 @@ class Problem:
     """
 
     cost: FloatArray
-    cost_range: tuple[float, float]
+    common_offset: float
+    forbids_pairs: bool
     graph: sparse.csr_array | None
     rho: float
     epsilon: float
@@ -132,13 +127,14 @@ class Problem:
             prior=prior,
             sample_weight=sample_weight,
         )
-        costs, cost_range = checked_cost(cost, logits)
+        costs, common_offset, forbids_pairs = checked_cost(cost, logits)
         samples, classes = costs.shape
         w = None if graph is None else symmetric_graph(graph, samples, costs.dtype)
         smoothing = _positive_number(epsilon, "epsilon")
         checked = {
             "cost": costs,
-            "cost_range": cost_range,
+            "common_offset": common_offset,
+            "forbids_pairs": forbids_pairs,
             "graph": w,
             "rho": _transported_mass(rho),
             "epsilon": smoothing,
@@ -173,13 +169,11 @@ class Problem:
             and np.array_equal(is_hard, np.isinf(other.kl_weight))
             and np.array_equal(self.prior[is_hard], other.prior[is_hard])
             and np.array_equal(self.prior > 0, other.prior > 0)
-            and np.array_equal(np.isinf(self.cost), np.isinf(other.cost))
+            and self.forbids_pairs == other.forbids_pairs
+            and (
+                not self.forbids_pairs or np.array_equal(np.isinf(self.cost), np.isinf(other.cost))
+            )
         )
-
-    @property
-    def forbids_pairs(self) -> bool:
-        """Whether some cost is inf."""
-        return self.cost_range[1] == np.inf
 
     @cached_property
     def reachable(self) -> NDArray[np.bool_]:
@@ -193,11 +187,10 @@ class Problem:
 
 def checked_cost(
     cost: ArrayLike | None, logits: ArrayLike | None
-) -> tuple[FloatArray, tuple[float, float]]:
-    """Return a checked, C-contiguous N x K cost and its range, or that of ``-log softmax(logits)``.
+) -> tuple[FloatArray, float, bool]:
+    """Return the checked, C-contiguous N x K cost, ``-log softmax(logits)`` where these are given.
 
-    The range bounds the entries, exactly where a cost is given; ``inf`` is the largest where it
-    occurs.
+    Also the common offset of its entries, and whether some are inf; see `Problem`.
     """
     if (cost is None) == (logits is None):
         given = "neither" if cost is None else "both"
@@ -214,15 +207,15 @@ def checked_cost(
     is_finite = math.isfinite(smallest) and math.isfinite(largest)
     if not is_finite:
         smallest, largest = _check_entries(array, name, allowed_infinity)
-    limit = _largest(array.dtype)
+    limit = largest_magnitude(array.dtype)
     if max(-smallest, largest) > limit:
         raise ValueError(
             f"{name} has finite entries above {limit:.0e}, where sums of {array.dtype} overflow; "
             "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
         )
-    if name == "cost":
-        return array, (smallest, largest if is_finite else math.inf)
-    return _negative_log_softmax(array), (0.0, limit if is_finite else math.inf)
+    if name == "logits":
+        return _negative_log_softmax(array), 0.0, not is_finite
+    return array, max(smallest, 0.0) + min(largest, 0.0), not is_finite
 
 
 def _negative_log_softmax(logits: FloatArray) -> FloatArray:
@@ -238,65 +231,6 @@ def _negative_log_softmax(logits: FloatArray) -> FloatArray:
     return cost
 
 
-def symmetric_graph(graph: GraphLike, samples: int, dtype: np.dtype[Any]) -> sparse.csr_array:
-    """Return ``W = (S + S^T) / 2`` as a CSR array, from any accepted form of the graph."""
-    if isinstance(graph, tuple):
-        graph = _graph_from_neighbours(graph, samples)
-    if not sparse.issparse(graph):
-        graph = to_numpy(graph, "graph")
-    elif hasattr(graph, "check_format"):
-        try:
-            graph.check_format(full_check=True)
-        except ValueError as error:
-            raise ValueError(f"graph must be a well-formed sparse array: {error}") from error
-    if graph.shape != (samples, samples):
-        raise ValueError(
-            f"graph must have shape (N, N) = {(samples, samples)} to match the cost, "
-            f"got {graph.shape}; restrict it to the samples at hand, graph[ids][:, ids], or pass "
-            "neighbours as a tuple (indices, weights)"
-        )
-    if graph.dtype.kind not in "iufb":
-        raise TypeError(f"graph must hold real numbers, got dtype {graph.dtype}; pass graph.real")
-    directed = sparse.csr_array(graph, dtype=np.float64)
-    if not np.isfinite(directed.data).all():
-        raise ValueError("graph must have finite weights, got NaN or inf; remove those edges")
-    if directed.nnz and np.abs(directed.data).max() > _largest(dtype):
-        raise ValueError(
-            f"graph has weights above {_largest(dtype):.0e}, where sums of {dtype} overflow; "
-            "divide graph by a factor and multiply semantic_weight by it"
-        )
-    w = ((directed + directed.T) * 0.5).tocsr().astype(dtype)
-    w.sum_duplicates()
-    return w
-
-
-def _graph_from_neighbours(graph: tuple[Any, ...], samples: int) -> sparse.csr_array:
-    if len(graph) != 2:
-        raise ValueError(
-            f"graph as a tuple must be (indices, weights), got a tuple of length {len(graph)}"
-        )
-    indices, weights = to_numpy(graph[0], "graph[0]"), to_numpy(graph[1], "graph[1]")
-    if indices.dtype.kind not in "iu":
-        raise TypeError(
-            f"graph[0] must hold integer neighbour indices, got {indices.dtype}; use .astype(int)"
-        )
-    if indices.ndim != 2 or len(indices) != samples or weights.shape != indices.shape:
-        raise ValueError(
-            f"graph must be two arrays of one shape (N, k) with N = {samples}, "
-            f"got {indices.shape} and {weights.shape}"
-        )
-    if indices.size and not (indices.min() >= 0 and indices.max() < samples):
-        raise ValueError(
-            f"graph[0] must hold indices from 0 to {samples - 1}, got {indices.min()} to "
-            f"{indices.max()}; "
-            "indices count rows of the cost, not rows of a larger data set"
-        )
-    index = np.int32 if indices.size <= np.iinfo(np.int32).max else np.int64
-    starts = (np.arange(samples + 1) * indices.shape[1]).astype(index)
-    entries = (weights.ravel(), indices.ravel().astype(index, copy=False), starts)
-    return sparse.csr_array(entries, shape=(samples, samples))
-
-
 def _common_library(**arguments: Any) -> Library:
     libraries = {
         name: library_of(value)
@@ -309,17 +243,13 @@ def _common_library(**arguments: Any) -> Library:
     return next(iter(libraries.values()), "numpy")
 
 
-def _largest(dtype: np.dtype[Any]) -> float:
-    return LARGEST if dtype == np.float64 else LARGEST_IN_SINGLE_PRECISION
-
-
 def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     is_single = dtype.kind == "f" and dtype.itemsize <= np.float32().itemsize
     return np.dtype(np.float32 if is_single else np.float64)
 
 
 def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> tuple[float, float]:
-    """Check an array that is not finite, and return its smallest and largest finite entries."""
+    """Check an array that is not finite, and return its extreme finite entries, 0 without any."""
     if np.isnan(array).any() or (array == -allowed_infinity).any():
         raise ValueError(
             f"{name} must not contain NaN or {-allowed_infinity}, first seen in row "
@@ -330,10 +260,9 @@ def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> tup
         row = int(np.argmax(np.isinf(array).all(axis=1)))
         raise ValueError(f"logits row {row} masks every class; leave that sample out")
     is_finite = np.isfinite(array)
-    return (
-        float(array.min(where=is_finite, initial=0.0)),
-        float(array.max(where=is_finite, initial=0.0)),
-    )
+    smallest = float(array.min(where=is_finite, initial=np.inf))
+    largest = float(array.max(where=is_finite, initial=-np.inf))
+    return (smallest, largest) if smallest <= largest else (0.0, 0.0)
 
 
 def _positive_number(value: Any, name: str) -> float:
@@ -380,7 +309,7 @@ def _semantic_weight(value: Any, w: sparse.csr_array | None, samples: int) -> fl
     if w is None:
         return 0.0
     strongest_edge = float(np.abs(w.data).max()) if w.nnz else 0.0
-    largest = _largest(w.dtype) / max(1.0, strongest_edge)
+    largest = largest_magnitude(w.dtype) / max(1.0, strongest_edge)
     if not 0 <= number <= largest:
         raise ValueError(
             f"semantic_weight must be finite, 0 or above, got {number}; above {largest:.0e} "
@@ -409,24 +338,25 @@ def _distribution(value: Any, length: int, name: str) -> Vector:
 
 def _require_feasible(problem: Problem) -> None:
     """Refuse masks that leave no room for the required masses."""
-    if problem.forbids_pairs:
-        _require_allowed_mass(problem)
     stranded = ~problem.reachable & np.isinf(problem.kl_weight) & (problem.prior > 0)
     if stranded.any():
         raise ValueError(
             f"cost forbids class {int(np.argmax(stranded))} to every sample, but kl_weight = inf "
             "requires its share; set its prior to 0 or its kl_weight to a finite number"
         )
-    if not (problem.reachable & (problem.prior > 0)).any():
+    if problem.reachable.any() and not (problem.reachable & (problem.prior > 0)).any():
         raise ValueError("prior is 0 for every class that cost allows; give one of them a share")
+    if problem.forbids_pairs:
+        _require_allowed_mass(problem)
 
 
 def _require_allowed_mass(problem: Problem) -> None:
-    forbidden = np.isinf(problem.cost.min(axis=1))
+    is_open = problem.reachable & (problem.prior > 0)
+    forbidden = (np.isinf(problem.cost) | ~is_open).all(axis=1) & (problem.sample_weight > 0)
     available = 1.0 - float(problem.sample_weight[forbidden].sum())
     if forbidden.any() and (problem.rho == 1 or available < problem.rho):
         raise ValueError(
-            f"cost forbids every class for {int(forbidden.sum())} samples, first in row "
-            f"{int(np.argmax(forbidden))}, so that only {available:.6g} of the mass can be "
+            f"cost forbids every class with a share to {int(forbidden.sum())} samples, first in "
+            f"row {int(np.argmax(forbidden))}, so that only {available:.6g} of the mass can be "
             f"labelled, but rho = {problem.rho}; lower rho or drop those samples"
         )

@@ -111,7 +111,7 @@ class Solution:
         TypeError, ValueError
             If the array is not a valid cost, or has another number of classes.
         """
-        checked, _ = checked_cost(cost, logits)
+        checked, _, _ = checked_cost(cost, logits)
         classes = len(self._prices) - 1
         if checked.shape[1] != classes:
             raise ValueError(

@@ -10,11 +10,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.arrays import to_number, to_numpy
+from ssot.adjacency import GraphLike
+from ssot.arrays import LARGEST, to_number, to_numpy
 from ssot.certificate import certify
 from ssot.kernels import Plan, make_kernel
 from ssot.mm import Limits, Start, minimise
-from ssot.problem import GraphLike, Problem
+from ssot.problem import Problem
 from ssot.solution import Solution
 from ssot.status import Progress
 
@@ -237,10 +238,17 @@ def _start(init: Solution | ArrayLike | None, problem: Problem) -> Start:
                 "init must be a Solution returned by solve, or its prices, "
                 f"got {type(init).__name__}"
             ) from error
-        if prices.shape != (classes + 1,) or np.isnan(prices).any() or (prices == np.inf).any():
+        if prices.shape != (classes + 1,):
             raise ValueError(
-                f"init must be a Solution, or the {classes + 1} prices of one (finite or -inf), "
+                f"init must be a Solution, or the {classes + 1} prices of one, "
                 f"got an array of shape {prices.shape}"
+            )
+        is_price = (prices == -np.inf) | (np.abs(prices) <= LARGEST)
+        if not is_price.all():
+            first = int(np.argmin(is_price))
+            raise ValueError(
+                f"init must be finite, at most {LARGEST:.0e}, or -inf for a closed class, "
+                f"got {prices[first]} at index {first}"
             )
         return Start(prices)
     samples_before, classes_before = init.problem.cost.shape

@@ -139,6 +139,7 @@ def in_unit(unit, **given):
 
 
 INF_ROW = changed(COST, 2, inf)
+INF_ROW_BUT_ONE = changed(COST, (2, slice(1, None)), inf)
 INF_COLUMN = changed(COST, (ROWS, 1), inf)
 WITHOUT_ROW = changed(np.full(SAMPLES, 1 / 11), 2, 0)
 BIG_AND_SMALL = 10.0 ** (60 * (ROWS % 2)[:, None] - 30)
@@ -163,7 +164,7 @@ VALUES = [
     refused("inf row, high rho", "cost", "lower rho or drop", cost=INF_ROW, rho=0.95),
     ends("inf row, rho just possible", cost=INF_ROW, rho=11 / 12),
     right("inf row without weight", cost=INF_ROW, sample_weight=WITHOUT_ROW, rho=0.3),
-    refused("inf row, rho=1, no weight", "cost", "drop", cost=INF_ROW, sample_weight=WITHOUT_ROW),
+    right("inf row, rho=1, no weight", cost=INF_ROW, sample_weight=WITHOUT_ROW),
     refused("logits -inf row", "logits", "row 2 .*leave", logits=changed(COST, 2, -inf), rho=0.5),
     refused("all inf", "cost", "lower rho or drop", cost=np.full((4, 3), inf), rho=0.5),
     right("inf column", cost=INF_COLUMN),
@@ -270,6 +271,13 @@ FORMS = [
 DISTRIBUTIONS = [
     right("prior with a zero", prior=[0.5, 0.5, 0], rho=0.3),
     right("prior one-hot", prior=[0, 1, 0]),
+    refused(
+        "a row's only class has no share",
+        "cost",
+        "lower rho",
+        cost=INF_ROW_BUT_ONE,
+        prior=[0, 0.5, 0.5],
+    ),
     right("prior one-hot, rho, hard", prior=[0, 1, 0], kl_weight=inf, rho=0.3),
     right("prior one-hot, graph", prior=[0, 1, 0], graph=RING, rho=0.3),
     right("prior 1e-12", prior=[1e-12, 1 - 2e-12, 1e-12], rho=0.3),
@@ -449,7 +457,8 @@ OPTIONS = [
     *each_refused("backend", "'numpy'", ["nunpy", None]),
     *each_refused("callback", "callable|function", [3], TypeError),
     *each_refused("init", "returned by solve", ["warm", object()], TypeError),
-    *each_refused("init", "4 prices", [[[0.1]], [0.1, 0.2, 0.3], [0, nan, 0, 0], [0, 0, 0, inf]]),
+    *each_refused("init", "4 prices", [[[0.1]], [0.1, 0.2, 0.3]]),
+    *each_refused("init", "finite", [[0, nan, 0, 0], [0, 0, 0, inf], [1e308, 1e308, 0, 0]]),
     right("init prices", graph=RING, rho=0.3, init=[0.1, -0.2, 0.3, -inf]),
     refused("init, other classes", "init", "leave it out", init=solution(cost=COST[:, :2])),
     right("init, other samples", graph=RING, rho=0.3, init=solution(cost=COST[:7])),

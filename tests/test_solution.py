@@ -182,7 +182,8 @@ def test_a_failed_solve_can_be_continued(setting):
         ({"backend": "fortran"}, ValueError, "backend must be one of"),
         ({"init": "previous"}, TypeError, "init must be a Solution"),
         ({"init": np.zeros(2)}, ValueError, "init must be a Solution, or the 3 prices"),
-        ({"init": [0, np.nan, 0]}, ValueError, "init must be a Solution, or the 3 prices"),
+        ({"init": [0, np.nan, 0]}, ValueError, "init must be finite.* nan at index 1"),
+        ({"init": [0, 1e308, 0]}, ValueError, "init must be finite.* 1e.308 at index 1"),
     ],
 )
 def test_wrong_options_are_refused(wrong, error, message):

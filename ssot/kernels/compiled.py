@@ -91,14 +91,38 @@ def _softmax_row(
             x = prices[j] - (np.float64(cost[i, j]) - shift)
             exponent[j] = x
             offset = maximum(offset, x)
+    if offset == -np.inf:  # no open column: only a row without weight
+        offset = 0.0
     for j in range(len(scaled)):
         scaled[j] = scale * (exponent[j] - offset)
-    total = scaled[0] * 0
+    total = 0.0
     for j in range(len(scaled)):
         y = exp2(scaled[j])
         scaled[j] = y
-        total += y
-    return np.float64(total), offset
+        total += np.float64(y)
+    return (total if total > 0.0 else 1.0), offset
+
+
+@_compiled(parallel=False)
+def _visit_row(
+    cost: Any,
+    shift: Any,
+    product: Any,
+    pull: Any,
+    i: Any,
+    prices: Any,
+    scale: Any,
+    weight: Any,
+    exponent: Any,
+    scaled: Any,
+    mass: Any,
+) -> Any:
+    """Write a row's exponentials, add its masses, and return its total and its log-partition."""
+    total, offset = _softmax_row(cost, shift, product, pull, i, prices, scale, exponent, scaled)
+    share = weight[i] / total
+    for j in range(len(mass)):
+        mass[j] += share * np.float64(scaled[j])
+    return total, weight[i] * (offset + log2(total) / scale)
 
 
 @_compiled(parallel=False)
@@ -110,14 +134,26 @@ def _add_overlap(panel: Any, height: Any, overlap: Any) -> None:
 
 
 @_compiled(parallel=False)
-def _add_decided(scaled: Any, share: Any, total: Any, overlap: Any) -> None:
+def _add_decided(scaled: Any, share: Any, overlap: Any) -> None:
     """Couple the largest entry of a row, which is 1, with the others, in its row of `overlap`."""
     top = 0
-    while scaled[top] < 1.0:
+    while scaled[top] < 1.0 and top + 1 < len(overlap):
         top += 1
-    factor = np.float32(share / total)
-    for j in range(overlap.shape[1]):
-        overlap[top, j] += factor * np.float32(scaled[j])
+    for j in range(len(overlap)):
+        overlap[top, j] += np.float32(share) * np.float32(scaled[j])
+
+
+@_compiled(parallel=False)
+def _merge_overlaps(partial_overlap: Any, overlap: Any, i: Any) -> None:
+    """Add up the couplings of column i with those after it, in both directions."""
+    for j in range(i, len(overlap)):
+        coupling = 0.0
+        for group in range(len(partial_overlap)):
+            coupling += np.float64(partial_overlap[group, 0, i, j])
+            coupling += np.float64(partial_overlap[group, 1, i, j])
+            coupling += np.float64(partial_overlap[group, 1, j, i])
+        overlap[i, j] = coupling
+        overlap[j, i] = coupling
 
 
 @_compiled(parallel=True)
@@ -147,20 +183,17 @@ def row_sums(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
-        value = 0.0
+        log_sum = 0.0
         panel = np.zeros((PANEL_HEIGHT, partial_overlap.shape[2]), np.float32)
         height = 0
         partial_overlap[group] = 0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(
-                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            total, value = _visit_row(
+                cost, shift, product, pull, i, prices, scale, weight, exponent, scaled, mass
             )
-            share = weight[i] / total
-            for j in range(width):
-                mass[j] += share * np.float64(scaled[j])
-            value += weight[i] * (offset + log2(total) / scale)
+            log_sum += value
             if total <= MOST_DECIDED_TOTAL:
-                _add_decided(scaled, share, total, partial_overlap[group, 1])
+                _add_decided(scaled, weight[i] / total**2, partial_overlap[group, 1])
                 continue
             root = np.float32(math.sqrt(weight[i]) / total)
             for j in range(classes + 1):
@@ -172,23 +205,25 @@ def row_sums(
         if height > 0:
             _add_overlap(panel, height, partial_overlap[group, 0])
         column_mass[group] = mass[: classes + 1]
-        log_partition[group] = value
+        log_partition[group] = log_sum
     for i in numba.prange(classes + 1):
-        for j in range(i, classes + 1):
-            coupling = 0.0
-            for group in range(groups):
-                decided = partial_overlap[group, 1]
-                coupling += np.float64(partial_overlap[group, 0, i, j])
-                coupling += np.float64(decided[i, j]) + np.float64(decided[j, i])
-            overlap[i, j] = coupling
-            overlap[j, i] = coupling
+        _merge_overlaps(partial_overlap, overlap, i)
 
 
 @_compiled(parallel=False)
 def _list_large(
-    scaled: Any, threshold: Any, total: Any, position: Any, columns: Any, values: Any
+    scaled: Any,
+    threshold: Any,
+    total: Any,
+    position: Any,
+    end: Any,
+    columns: Any,
+    values: Any,
 ) -> Any:
-    """List the entries of at least a share of the total from a position on; return the next one."""
+    """List the entries of at least a share of the total from a position on; return the next one.
+
+    Entries from `end` on are counted but not listed.
+    """
     smallest = scaled.dtype.type(threshold * total)
     for start in range(0, len(scaled), PADDING):
         largest = scaled[start]
@@ -197,8 +232,9 @@ def _list_large(
         if largest >= smallest:
             for j in range(start, start + PADDING):
                 if scaled[j] >= smallest:
-                    columns[position] = j
-                    values[position] = scaled[j] / total
+                    if position < end:
+                        columns[position] = j
+                        values[position] = scaled[j] / total
                     position += 1
     return position
 
@@ -217,12 +253,14 @@ def large_entries(
     threshold: Any,
     room: Any,
     counts: Any,
+    needed: Any,
     columns: Any,
     values: Any,
 ) -> None:
     """Sum as `row_sums` does, and list the probabilities of at least `threshold`, `counts` a row.
 
     Each group lists its own one after the other, from the position ``room * (its first row)`` on.
+    `needed` is the room a row that the group needed; if above `room`, its list is not complete.
     """
     rows, classes = cost.shape
     groups = len(column_mass)
@@ -231,22 +269,22 @@ def large_entries(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
-        value = 0.0
-        first = _first_row(group, groups, rows)
+        log_sum = 0.0
+        first, last = _first_row(group, groups, rows), _first_row(group + 1, groups, rows)
         position = room * first
-        for i in range(first, _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(
-                cost, shift, product, pull, i, prices, scale, exponent, scaled
+        for i in range(first, last):
+            total, value = _visit_row(
+                cost, shift, product, pull, i, prices, scale, weight, exponent, scaled, mass
             )
-            share = weight[i] / total
-            for j in range(width):
-                mass[j] += share * np.float64(scaled[j])
-            value += weight[i] * (offset + log2(total) / scale)
-            following = _list_large(scaled, threshold, total, position, columns, values)
+            log_sum += value
+            following = _list_large(
+                scaled, threshold, total, position, room * last, columns, values
+            )
             counts[i] = following - position
             position = following
+        needed[group] = (position - room * first) / max(1, last - first)
         column_mass[group] = mass[: classes + 1]
-        log_partition[group] = value
+        log_partition[group] = log_sum
 
 
 @_compiled(parallel=True)
@@ -285,20 +323,18 @@ def write_plan(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
-        value = 0.0
+        log_sum = 0.0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(
-                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            total, value = _visit_row(
+                cost, shift, product, pull, i, prices, scale, weight, exponent, scaled, mass
             )
+            log_sum += value
             share = weight[i] / total
-            for j in range(width):
-                mass[j] += share * np.float64(scaled[j])
             for j in range(classes):
                 matrix[i, j] = scaled[j] * scaled.dtype.type(share)
             slack[i] = share * np.float64(scaled[classes])
-            value += weight[i] * (offset + log2(total) / scale)
         column_mass[group] = mass[: classes + 1]
-        log_partition[group] = value
+        log_partition[group] = log_sum
 
 
 @_compiled(parallel=True)

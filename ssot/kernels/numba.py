@@ -17,7 +17,7 @@ from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling,
 from ssot.kernels import compiled
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Plan, PlanSums, RowSums, Vector
-from ssot.kernels.vectors import TILE
+from ssot.kernels.vectors import LARGEST_TILE
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -33,23 +33,15 @@ SMALLEST_GROUP = 1 << 13
 OVERLAP_SHARE = 0.4
 """Memory of the groups' overlaps, as a share of that of the cost."""
 
-MOST_LARGE = math.ceil(1 / LARGEST_TAIL)
-"""Most entries of a row that are not counted to its tail: probabilities sum to 1."""
+FIRST_ROOM = 8
+"""Entries a row to reserve for probabilities that are not counted to a tail; 64 at most occur."""
 
 _one_at_a_time = threading.Lock()
 """Some threading layers of Numba abort the process when two threads enter them."""
 
-_process = os.getpid()
-"""The process whose threads run the loops; they do not survive a fork."""
 
-
-def is_forked() -> bool:
-    """Tell whether this process was forked from the one that loaded the backend."""
-    return os.getpid() != _process
-
-
-class NumbaKernel:
-    """The N x K operations in compiled loops."""
+class NumbaKernel(NumpyKernel):
+    """The N x K operations in compiled loops; what only looks at some rows stays in NumPy."""
 
     name = "numba"
 
@@ -61,28 +53,20 @@ class NumbaKernel:
         semantic_weight: float = 0.0,
         shift: float = 0.0,
     ) -> None:
+        super().__init__(_frozen(cost), _frozen(sample_weight), graph, semantic_weight, shift)
         rows, classes = cost.shape
-        self.resolution = float(np.finfo(cost.dtype).eps)
-        self.samples = rows
-        self.shift = shift
-        self.typical_spread = NumpyKernel(cost, sample_weight, None, semantic_weight).typical_spread
-        self._cost = _frozen(cost)
-        self._weight = _frozen(sample_weight)
-        self._graph = None if graph is None else _in_rows(graph)
-        self._semantic_weight = semantic_weight
+        self._edges = None if graph is None else _in_rows(graph)
         self._groups = max(1, min(LARGEST_GROUPS, rows, cost.size // SMALLEST_GROUP))
         self._is_dense = classes < LARGEST_DENSE
         if self._is_dense:
-            width = TILE * math.ceil((classes + 1) / TILE)
+            width = LARGEST_TILE * math.ceil((classes + 1) / LARGEST_TILE)
             room = int(OVERLAP_SHARE * rows * classes) // (2 * width**2)
             self._groups = max(1, min(self._groups, room))
             if self._groups > GROUPS_EVEN:
                 self._groups -= self._groups % GROUPS_EVEN
             self._partial_overlap = np.empty((self._groups, 2, width, width), np.float32)
         else:
-            # Reserved for the worst case; only what is written takes memory.
-            self._columns = np.empty(rows * MOST_LARGE, np.int32)
-            self._values = np.empty(rows * MOST_LARGE, np.float32)
+            self._reserve(FIRST_ROOM)
 
     def row_pass(
         self, product: Array | None, prices: Vector, epsilon: float
@@ -92,9 +76,13 @@ class NumbaKernel:
             overlap = np.empty((len(prices),) * 2)
             self._run(compiled.row_sums, *arguments, self._partial_overlap, overlap)
             return _row_sums(column_mass, log_partition), DenseCoupling(overlap)
-        counts = np.empty(self.samples, np.int64)
-        lists = (counts, self._columns, self._values)
-        self._run(compiled.large_entries, *arguments, LARGEST_TAIL, MOST_LARGE, *lists)
+        counts, needed = np.empty(self.samples, np.int64), np.empty(self._groups)
+        while True:
+            lists = (counts, needed, self._columns, self._values)
+            self._run(compiled.large_entries, *arguments, LARGEST_TAIL, self._room, *lists)
+            if needed.max() <= self._room:
+                break
+            self._reserve(math.ceil(needed.max()))
         sums = _row_sums(column_mass, log_partition)
         return sums, SparseCoupling(self._compressed(counts), self._weight, sums.column_mass)
 
@@ -133,26 +121,24 @@ class NumbaKernel:
         )
 
     def graph_product(self, matrix: Array, out: Array | None) -> Array:
+        if self._edges is None:
+            return super().graph_product(matrix, out)
         product = np.empty_like(matrix) if out is None else out
-        self._run(compiled.graph_product, *self._edges(), _frozen(matrix), product, self._groups)
+        self._run(compiled.graph_product, *self._edges, _frozen(matrix), product, self._groups)
         return product
 
     def replace_product(self, product: Array, old: Array, new: Array) -> float:
+        if self._edges is None:
+            return super().replace_product(product, old, new)
         change = np.empty(self._groups)
         self._run(
-            compiled.replace_product, *self._edges(), _frozen(old), _frozen(new), product, change
+            compiled.replace_product, *self._edges, _frozen(old), _frozen(new), product, change
         )
         return float(change.sum())
 
     def interpolate(self, old: Plan, new: Plan, step: float) -> None:
         self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
         new.slack[:] = old.slack + step * (new.slack - old.slack)
-
-    def sample(self, product: Array | None, every: int) -> tuple[NumbaKernel, Array | None]:
-        weight = self._weight[::every]
-        cost = np.ascontiguousarray(self._cost[::every])
-        kernel = NumbaKernel(cost, weight / weight.sum(), None, self._semantic_weight, self.shift)
-        return kernel, None if product is None else np.ascontiguousarray(product[::every])
 
     def _run(self, function: Callable[..., None], *arguments: Any) -> None:
         run(function, *arguments, most_threads=self._groups)
@@ -172,19 +158,20 @@ class NumbaKernel:
         head = (self._cost, self.shift, given, pull, _frozen(prices), scale, self._weight)
         return (*head, column_mass, log_partition), column_mass, log_partition
 
+    def _reserve(self, room: int) -> None:
+        """Make room for lists of so many large probabilities a row, on average over a group."""
+        self._room = room
+        self._columns = np.empty(room * self.samples, np.int32)
+        self._values = np.empty(room * self.samples, np.float32)
+
     def _compressed(self, counts: NDArray[np.int64]) -> sparse.csr_array:
         starts = np.append(0, counts.cumsum())
         columns = np.empty(starts[-1], np.int32)
-        values = np.empty(starts[-1], np.float32)
+        values = np.empty(starts[-1])
         lists = (self._columns, self._values, columns, values)
-        self._run(compiled.compress, starts, self._groups, MOST_LARGE, *lists)
+        self._run(compiled.compress, starts, self._groups, self._room, *lists)
         shape = (len(counts), self._cost.shape[1] + 1)
         return sparse.csr_array((values, columns, starts), shape=shape)
-
-    def _edges(self) -> tuple[NDArray[Any], ...]:
-        if self._graph is None:
-            raise ValueError("a product with the graph needs a problem with a graph")
-        return self._graph
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

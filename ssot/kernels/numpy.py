@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,10 +118,12 @@ class NumpyKernel:
             new.matrix[rows] += old.matrix[rows]
         new.slack[:] = old.slack + step * (new.slack - old.slack)
 
-    def sample(self, product: Array | None, every: int) -> tuple[NumpyKernel, Array | None]:
+    def sample(self, product: Array | None, every: int) -> tuple[Self, Array | None]:
         weight = self._weight[::every]
+        if not weight.any():
+            weight = np.ones_like(weight)
         cost = np.ascontiguousarray(self._cost[::every])
-        kernel = NumpyKernel(cost, weight / weight.sum(), None, self._semantic_weight, self.shift)
+        kernel = type(self)(cost, weight / weight.sum(), None, self._semantic_weight, self.shift)
         return kernel, None if product is None else np.ascontiguousarray(product[::every])
 
     def typical_spread(self, product: Array | None) -> float:
@@ -162,13 +164,14 @@ class NumpyKernel:
                 if product is not None:
                     work += 2.0 * self._semantic_weight * product[rows].astype(np.float64)
                 offset = np.maximum(work.max(axis=1), virtual_price)
+                offset[offset == -np.inf] = 0.0  # no open column: only rows without weight
                 work -= offset[:, None]
                 np.multiply(work, 1.0 / epsilon, out=out, casting="same_kind")
                 np.exp(out, out=out)
                 virtual = np.exp((virtual_price - offset) / epsilon)
-            yield _SoftmaxBlock(
-                rows, out, virtual, out.sum(axis=1, dtype=np.float64) + virtual, offset
-            )
+            total = out.sum(axis=1, dtype=np.float64) + virtual
+            total[total == 0.0] = 1.0
+            yield _SoftmaxBlock(rows, out, virtual, total, offset)
 
 
 class _SoftmaxBlock(NamedTuple):

@@ -98,7 +98,7 @@ class Kernel(Protocol):
     samples : int
         N.
     shift : float
-        The cost nearest to 0 where all have one sign, else 0.
+        The common offset of the problem's costs.
     """
 
     name: str
@@ -135,9 +135,9 @@ class Kernel(Protocol):
         ...
 
     def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
-        """Return the kernel of every so-manieth sample, and their rows of the product.
+        """Return the kernel of each `every`-th sample, and their rows of the product.
 
-        The weights of these samples are scaled up to a sum of 1.
+        Their weights are scaled up to a sum of 1, and are uniform where all are 0.
         """
         ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.util import find_spec
 
 from ssot.kernels.numpy import NumpyKernel
@@ -9,6 +11,18 @@ from ssot.kernels.protocol import Kernel
 from ssot.problem import Problem
 
 BACKENDS = ("auto", "numba", "numpy")
+
+_forked_from_numba = False
+"""Whether this process was forked from one that had loaded Numba, whose threads are gone here."""
+
+
+def _note_fork() -> None:
+    global _forked_from_numba  # noqa: PLW0603
+    _forked_from_numba = "numba" in sys.modules
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def make_kernel(problem: Problem, backend: str) -> Kernel:
@@ -26,13 +40,12 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     obstacle = None if backend == "numpy" else _obstacle_to_numba()
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
-    smallest, largest = problem.cost_range
     bound_to = (
         problem.cost,
         problem.sample_weight,
         problem.graph,
         problem.semantic_weight,
-        max(smallest, 0.0) + min(largest, 0.0),
+        problem.common_offset,
     )
     if backend == "numpy" or obstacle is not None:
         return NumpyKernel(*bound_to)
@@ -44,8 +57,10 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
 def _obstacle_to_numba() -> str | None:
     if find_spec("numba") is None:
         return "needs Numba: install the package with its numba extra"
-    from ssot.kernels.numba import is_forked
-
-    if is_forked():
-        return "cannot be used in a process forked from one that has used it"
+    if _forked_from_numba:
+        return "cannot be used in a process forked from one that has loaded Numba"
+    try:
+        import ssot.kernels.numba  # noqa: F401
+    except ImportError as error:
+        return f"needs a Numba that can be imported ({error})"
     return None

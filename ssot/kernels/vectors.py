@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -19,9 +20,18 @@ from numba.extending import intrinsic, overload
 FAST = {"contract", "reassoc", "nsz", "nnan", "arcp"}
 """Liberties for the compiler: it may reorder sums and fuse products; infinity stays what it is."""
 
-HAS_WIDE_VECTORS = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
-VECTOR_BYTES = 64 if HAS_WIDE_VECTORS else 32
-TILE = VECTOR_BYTES // np.dtype(np.float32).itemsize
+
+def _has_wide_vectors() -> bool:
+    try:
+        return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+    except RuntimeError:  # the host is unknown
+        return False
+
+
+LARGEST_TILE = 16
+"""Arrays made of tiles have a multiple of this many columns, whatever machine compiled for them."""
+
+TILE = LARGEST_TILE if numba.core.config.CPU_NAME is None and _has_wide_vectors() else 8
 """Rows and columns of a tile of the overlap: its sums fill half of the vector registers."""
 
 

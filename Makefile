@@ -31,7 +31,7 @@ demo: $(STAMP) ## Cluster handwritten digits; pictures go to examples/output/
 test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytest)
 	$(PY) -m pytest $(ARGS)
 
-bench: $(BENCH) ## Time ssot against other solvers (an hour; ARGS=--quick is a check)
+bench: $(BENCH) ## Time ssot against other solvers (half an hour; ARGS=--quick is a check)
 	$(PY) -m benchmarks $(ARGS)
 
 $(BENCH): $(STAMP)

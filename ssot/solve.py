@@ -118,7 +118,7 @@ def solve(
         `ConvergenceError`, or leave it to the caller to look at ``status``. Default "warn".
     backend : {"auto", "numba", "numpy"}
         What computes. Default "auto": Numba where it is installed, else NumPy. Numba compiles on
-        first use, 5 to 15 seconds for each dtype, and keeps the result on disk.
+        first use, 7 to 15 seconds for each dtype, and keeps the result on disk.
 
     Returns
     -------

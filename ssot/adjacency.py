@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from ssot.arrays import largest_magnitude, to_numpy
@@ -67,7 +68,16 @@ def _graph_from_neighbours(graph: tuple[Any, ...], samples: int) -> sparse.csr_a
             f"{indices.max()}; "
             "indices count rows of the cost, not rows of a larger data set"
         )
-    index = np.int32 if indices.size <= np.iinfo(np.int32).max else np.int64
-    starts = (np.arange(samples + 1) * indices.shape[1]).astype(index)
+    return neighbour_graph(indices, weights)
+
+
+def neighbour_graph(indices: NDArray[Any], weights: NDArray[Any]) -> sparse.csr_array:
+    """Return the directed graph of each sample's neighbours and their weights, both (N, k).
+
+    Indices have 32 bits wherever these suffice, as other libraries want them.
+    """
+    samples, neighbours = indices.shape
+    index = sparse.get_index_dtype(maxval=max(samples, weights.size))
+    starts = (np.arange(samples + 1) * neighbours).astype(index)
     entries = (weights.ravel(), indices.ravel().astype(index, copy=False), starts)
     return sparse.csr_array(entries, shape=(samples, samples))

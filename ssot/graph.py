@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ssot.adjacency import neighbour_graph
 from ssot.arrays import to_numpy
 
 logger = logging.getLogger(__name__)
@@ -373,12 +374,7 @@ def _assemble(
     if include_self:
         neighbours = np.column_stack([neighbours, np.arange(samples)])
         weights = np.column_stack([weights, np.ones(samples, weights.dtype)])
-    # Other libraries want 32-bit indices wherever they suffice.
-    index = sparse.get_index_dtype(maxval=max(samples, weights.size))
-    starts = (np.arange(samples + 1) * neighbours.shape[1]).astype(index)
-    graph = sparse.csr_array(
-        (weights.ravel(), neighbours.ravel().astype(index), starts), shape=(samples, samples)
-    )
+    graph = neighbour_graph(neighbours, weights)
     if symmetrize:
         graph = ((graph + graph.T) * 0.5).tocsr()
     graph.sum_duplicates()  # sorts the indices; there are no duplicates

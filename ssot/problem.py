@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
+from scipy.special import xlogy
 
 from ssot.adjacency import GraphLike, symmetric_graph
 from ssot.arrays import LARGEST, Library, largest_magnitude, library_of, to_number, to_numpy
@@ -174,6 +175,11 @@ class Problem:
                 not self.forbids_pairs or np.array_equal(np.isinf(self.cost), np.isinf(other.cost))
             )
         )
+
+    @cached_property
+    def weight_entropy(self) -> float:
+        """``sum alpha log alpha``, where 0 log 0 is 0."""
+        return float(xlogy(self.sample_weight, self.sample_weight).sum())
 
     @cached_property
     def reachable(self) -> NDArray[np.bool_]:

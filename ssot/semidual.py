@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import xlogy
 
 from ssot.columns import Columns
 from ssot.kernels.protocol import Kernel, Matrix, Plan
@@ -83,8 +82,7 @@ def solve_inner(
     from a share of the cost's spread.
     """
     epsilon = problem.epsilon
-    weight_entropy = float(xlogy(problem.sample_weight, problem.sample_weight).sum())
-    semidual = SemiDual(kernel, product, columns, weight_entropy)
+    semidual = SemiDual(kernel, product, columns, problem.weight_entropy)
     is_final = product is None
     aim = min(0.5 * tol, max(AIM, kernel.resolution)) if is_final else 0.5 * tol
     goal = _Goal(semidual, tol, aim, spare_steps=int(is_final))

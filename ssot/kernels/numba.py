@@ -6,6 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numba
@@ -16,7 +17,7 @@ from scipy import sparse
 from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling, SparseCoupling
 from ssot.kernels import compiled
 from ssot.kernels.numpy import NumpyKernel
-from ssot.kernels.protocol import Plan, PlanSums, RowSums, Vector
+from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
 from ssot.kernels.vectors import LARGEST_TILE
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -45,17 +46,10 @@ class NumbaKernel(NumpyKernel):
 
     name = "numba"
 
-    def __init__(
-        self,
-        cost: Array,
-        sample_weight: Vector,
-        graph: sparse.csr_array | None = None,
-        semantic_weight: float = 0.0,
-        shift: float = 0.0,
-    ) -> None:
-        super().__init__(_frozen(cost), _frozen(sample_weight), graph, semantic_weight, shift)
+    def __init__(self, bound: Bound) -> None:
+        cost = _frozen(bound.cost)
+        super().__init__(bound._replace(cost=cost, sample_weight=_frozen(bound.sample_weight)))
         rows, classes = cost.shape
-        self._edges = None if graph is None else _in_rows(graph)
         self._groups = max(1, min(LARGEST_GROUPS, rows, cost.size // SMALLEST_GROUP))
         self._is_dense = classes < LARGEST_DENSE
         if self._is_dense:
@@ -121,15 +115,11 @@ class NumbaKernel(NumpyKernel):
         )
 
     def graph_product(self, matrix: Array, out: Array | None) -> Array:
-        if self._edges is None:
-            return super().graph_product(matrix, out)
         product = np.empty_like(matrix) if out is None else out
         self._run(compiled.graph_product, *self._edges, _frozen(matrix), product, self._groups)
         return product
 
     def replace_product(self, product: Array, old: Array, new: Array) -> float:
-        if self._edges is None:
-            return super().replace_product(product, old, new)
         change = np.empty(self._groups)
         self._run(
             compiled.replace_product, *self._edges, _frozen(old), _frozen(new), product, change
@@ -140,6 +130,13 @@ class NumbaKernel(NumpyKernel):
         self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
         new.slack[:] = old.slack + step * (new.slack - old.slack)
 
+    @cached_property
+    def _edges(self) -> tuple[NDArray[Any], ...]:
+        """Where the rows of the graph start, the columns and the weights of its edges."""
+        starts = self._graph.indptr.astype(np.int64, copy=False)
+        columns = self._graph.indices.astype(np.int32, copy=False)
+        return _frozen(starts), _frozen(columns), _frozen(self._graph.data)
+
     def _run(self, function: Callable[..., None], *arguments: Any) -> None:
         run(function, *arguments, most_threads=self._groups)
 
@@ -148,11 +145,7 @@ class NumbaKernel(NumpyKernel):
     ) -> tuple[tuple[Any, ...], NDArray[np.float64], Vector]:
         """Return the arguments of a pass, and the sums that it fills in, by group."""
         scale = 1.0 / (epsilon * math.log(2))
-        given, pull = (
-            (self._cost[:1], 0.0)
-            if product is None
-            else (_frozen(product), 2.0 * self._semantic_weight)
-        )
+        given, pull = (self._cost[:1], 0.0) if product is None else (_frozen(product), self._pull)
         column_mass = np.empty((self._groups, len(prices)))
         log_partition = np.empty(self._groups)
         head = (self._cost, self.shift, given, pull, _frozen(prices), scale, self._weight)
@@ -179,13 +172,6 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _in_rows(graph: sparse.csr_array) -> tuple[NDArray[Any], ...]:
-    """Return where rows start, the columns and the weights of the edges."""
-    starts = graph.indptr.astype(np.int64, copy=False)
-    columns = graph.indices.astype(np.int32, copy=False)
-    return _frozen(starts), _frozen(columns), _frozen(graph.data)
 
 
 def _row_sums(column_mass: NDArray[np.float64], log_partition: Vector) -> RowSums:

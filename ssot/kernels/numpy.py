@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.special import xlogy
 
 from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling, SparseCoupling
-from ssot.kernels.protocol import Plan, PlanSums, RowSums, Vector
+from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -30,21 +30,20 @@ class NumpyKernel:
 
     name = "numpy"
 
-    def __init__(
-        self,
-        cost: Array,
-        sample_weight: Vector,
-        graph: sparse.csr_array | None = None,
-        semantic_weight: float = 0.0,
-        shift: float = 0.0,
-    ) -> None:
-        self.resolution = float(np.finfo(cost.dtype).eps)
-        self.samples = len(cost)
-        self.shift = shift
-        self._cost = cost
-        self._weight = sample_weight
-        self._graph = graph
-        self._semantic_weight = semantic_weight
+    def __init__(self, bound: Bound) -> None:
+        self.resolution = float(np.finfo(bound.cost.dtype).eps)
+        self.samples = len(bound.cost)
+        self.shift = bound.shift
+        self._bound = bound
+        self._cost = bound.cost
+        self._weight = bound.sample_weight
+        self._pull = 2.0 * bound.semantic_weight
+
+    @property
+    def _graph(self) -> sparse.csr_array:
+        if self._bound.graph is None:
+            raise ValueError("a product with the graph needs a problem with a graph")
+        return self._bound.graph
 
     def row_pass(
         self, product: Array | None, prices: Vector, epsilon: float
@@ -122,15 +121,20 @@ class NumpyKernel:
         weight = self._weight[::every]
         if not weight.any():
             weight = np.ones_like(weight)
-        cost = np.ascontiguousarray(self._cost[::every])
-        kernel = type(self)(cost, weight / weight.sum(), None, self._semantic_weight, self.shift)
-        return kernel, None if product is None else np.ascontiguousarray(product[::every])
+        sampled = self._bound._replace(
+            cost=np.ascontiguousarray(self._cost[::every]),
+            sample_weight=weight / weight.sum(),
+            graph=None,
+        )
+        return type(self)(sampled), None if product is None else np.ascontiguousarray(
+            product[::every]
+        )
 
     def typical_spread(self, product: Array | None) -> float:
         every = max(1, len(self._cost) // SPREAD_SAMPLE)
         sample = self._cost[::every].astype(np.float64)
         if product is not None:
-            sample -= 2.0 * self._semantic_weight * product[::every]
+            sample -= self._pull * product[::every]
         is_allowed = np.isfinite(sample)
         if is_allowed.all():
             return float(np.median(np.median(sample, axis=1) - sample.min(axis=1)))
@@ -140,8 +144,6 @@ class NumpyKernel:
         return float(np.median(np.nanmedian(allowed, axis=1) - np.nanmin(allowed, axis=1)))
 
     def _product_rows(self, matrix: Array, rows: slice) -> Array:
-        if self._graph is None:
-            raise ValueError("a product with the graph needs a problem with a graph")
         return np.asarray(self._graph[rows] @ matrix)
 
     def _softmax_blocks(
@@ -162,7 +164,7 @@ class NumpyKernel:
                 np.subtract(self.shift, cost[rows], out=work)
                 work += class_prices
                 if product is not None:
-                    work += 2.0 * self._semantic_weight * product[rows].astype(np.float64)
+                    work += self._pull * product[rows].astype(np.float64)
                 offset = np.maximum(work.max(axis=1), virtual_price)
                 offset[offset == -np.inf] = 0.0  # no open column: only rows without weight
                 work -= offset[:, None]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from ssot.curvature import Coupling
 
@@ -75,6 +76,16 @@ class PlanSums(NamedTuple):
     plan_entropy: float
     slack_entropy: float
     row_excess: float
+
+
+class Bound(NamedTuple):
+    """What a CPU kernel is bound to: the problem's arrays, and the offset that all costs share."""
+
+    cost: Matrix
+    sample_weight: Vector
+    graph: sparse.csr_array | None
+    semantic_weight: float
+    shift: float
 
 
 class Kernel(Protocol):

@@ -7,7 +7,7 @@ import sys
 from importlib.util import find_spec
 
 from ssot.kernels.numpy import NumpyKernel
-from ssot.kernels.protocol import Kernel
+from ssot.kernels.protocol import Bound, Kernel
 from ssot.problem import Problem
 
 BACKENDS = ("auto", "numba", "numpy")
@@ -40,18 +40,18 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     obstacle = None if backend == "numpy" else _obstacle_to_numba()
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
-    bound_to = (
-        problem.cost,
-        problem.sample_weight,
-        problem.graph,
-        problem.semantic_weight,
-        problem.common_offset,
+    bound = Bound(
+        cost=problem.cost,
+        sample_weight=problem.sample_weight,
+        graph=problem.graph,
+        semantic_weight=problem.semantic_weight,
+        shift=problem.common_offset,
     )
     if backend == "numpy" or obstacle is not None:
-        return NumpyKernel(*bound_to)
+        return NumpyKernel(bound)
     from ssot.kernels.numba import NumbaKernel
 
-    return NumbaKernel(*bound_to)
+    return NumbaKernel(bound)
 
 
 def _obstacle_to_numba() -> str | None:

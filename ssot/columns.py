@@ -62,6 +62,11 @@ class Columns:
         """Whether adding a constant to all prices changes nothing: no column is soft."""
         return not self.inverse_strength.any()
 
+    @property
+    def gauge(self) -> int | None:
+        """The largest column, whose price may stand still, if a constant can be added to all."""
+        return int(np.flatnonzero(self.is_open)[self.target.argmax()]) if self.has_gauge else None
+
     def demand(self, prices: Vector) -> Vector:
         """Return the mass that each column asks for at its price."""
         demand: Vector = self.target * np.exp(-prices * self.inverse_strength)
@@ -143,8 +148,8 @@ class Columns:
         known = np.isfinite(opened)
         return self.balance(np.where(known, opened, opened[known].mean() if known.any() else 0.0))
 
-    def expand(self, prices: Vector) -> Vector:
-        """Return the prices of all K + 1 columns: ``-inf`` where a column is closed."""
-        everywhere = np.full(len(self.is_open), -np.inf)
-        everywhere[self.is_open] = prices
+    def expand(self, values: Vector, otherwise: float = -np.inf) -> Vector:
+        """Return values, such as prices, for all K + 1 columns: `otherwise` where one is closed."""
+        everywhere = np.full(len(self.is_open), otherwise)
+        everywhere[self.is_open] = values
         return everywhere

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,27 @@ CG_ACCURACY = 1e-2
 
 CG_STEPS = 200
 """Most steps of conjugate gradients; after any number the direction is one of ascent."""
+
+
+class System(NamedTuple):
+    """What is known before a row pass of the Newton step that follows it, over all K + 1 columns.
+
+    Attributes
+    ----------
+    demand : (K + 1,) array
+        Mass that the columns ask for, 0 for closed ones.
+    softness : (K + 1,) array
+        How much that falls for each unit of price.
+    fixed : int or None
+        The column whose price stands still.
+    longest : float
+        Largest change of a price.
+    """
+
+    demand: Vector
+    softness: Vector
+    fixed: int | None
+    longest: float
 
 
 class Coupling(Protocol):

@@ -19,8 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ssot import lockstep
 from ssot.columns import Columns
 from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, Vector, value_rounding
+from ssot.lockstep import Steps
 from ssot.objective import Objective, evaluate
 from ssot.problem import Problem
 from ssot.semidual import InnerSolution, solve_inner
@@ -101,17 +103,17 @@ def minimise(
     limits: Limits,
     start: Start,
     callback: Callable[[Progress], bool | None] | None,
-) -> Outcome:
+) -> Steps[Outcome]:
     """Descend from a start until the stationarity gap is at most the tolerance.
 
     A problem without semantics is its own surrogate, so its solution is where it starts.
     """
     run = _Descent(problem, kernel, limits, start)
-    current = run.first_iterate(start)
+    current = yield from run.first_iterate(start)
     history = [run.value(current, current.prices)]
     inner_tol = limits.loosest_inner_tol
     while True:
-        answer = run.answer_to(current, inner_tol)
+        answer = yield from run.answer_to(current, inner_tol)
         value = run.value(current, answer.prices)
         gap = max(value + current.objective.semantic - answer.dual, 0.0)
         progress = Progress(len(history) - 1, history[-1] + run.shifted, gap, run.passes)
@@ -122,7 +124,7 @@ def minimise(
         if status is None:
             restores = run.restores(current, answer, gap)
             certain = np.inf if restores else max(gap - answer.gap, 0.0)
-            following = run.step(current, answer, certain)
+            following = yield from run.step(current, answer, certain)
             following_value = run.value(following, answer.prices)
             if following_value < value or restores:
                 run.recycle(current.plan)
@@ -169,10 +171,10 @@ class _Descent:
         self._given = start.plan
         self._spare: Plan | None = None
 
-    def solve_inner(self, tol: float, prices: Vector | None) -> InnerSolution:
+    def solve_inner(self, tol: float, prices: Vector | None) -> Steps[InnerSolution]:
         """Solve the problem linearised at the plan that the product belongs to."""
         out, self._spare = self._spare, None
-        self.answer = solve_inner(
+        self.answer = yield from solve_inner(
             self.kernel,
             self.product,
             self.columns,
@@ -185,31 +187,31 @@ class _Descent:
         self.passes += self.answer.passes
         return self.answer
 
-    def first_iterate(self, start: Start) -> _Iterate:
+    def first_iterate(self, start: Start) -> Steps[_Iterate]:
         """Return the plan to start from, or the answer to the cost linearised at it or at none."""
         prices = None if start.prices is None else self._from_cost(start.prices)
         if not self.problem.has_semantics:
-            answer = self.solve_inner(self.limits.tol, prices)
-            return self.iterate(answer.plan, answer.prices, is_answer=True)
+            answer = yield from self.solve_inner(self.limits.tol, prices)
+            return (yield from self.iterate(answer.plan, answer.prices, is_answer=True))
         if start.plan is not None and prices is not None:
             self.product = self.kernel.graph_product(start.plan.matrix, None)
             if start.is_feasible:
-                return self.iterate(start.plan, prices, is_answer=False)
-        answer = self.solve_inner(self.limits.loosest_inner_tol, prices)
+                return (yield from self.iterate(start.plan, prices, is_answer=False))
+        answer = yield from self.solve_inner(self.limits.loosest_inner_tol, prices)
         self.product = self.kernel.graph_product(answer.plan.matrix, self.product)
-        return self.iterate(answer.plan, answer.prices, is_answer=True)
+        return (yield from self.iterate(answer.plan, answer.prices, is_answer=True))
 
-    def answer_to(self, current: _Iterate, tol: float) -> InnerSolution:
+    def answer_to(self, current: _Iterate, tol: float) -> Steps[InnerSolution]:
         """Return the solution of the surrogate at the current plan."""
         if self.answer is not None and self.product is None:
             return self.answer
         prices = current.prices if self.answer is None else self.answer.prices
-        return self.solve_inner(tol, prices)
+        return (yield from self.solve_inner(tol, prices))
 
-    def iterate(self, plan: Plan, prices: Vector, *, is_answer: bool) -> _Iterate:
+    def iterate(self, plan: Plan, prices: Vector, *, is_answer: bool) -> Steps[_Iterate]:
         """Measure a plan; prices of soft columns follow from its masses unless they induced it."""
         columns = self.columns
-        sums = self.kernel.measure(plan, self.product)
+        sums = yield from lockstep.measure(self.kernel, plan, self.product)
         mass, prices = sums.column_mass[columns.is_open], prices[columns.is_open]
         if not is_answer:
             prices = columns.prices_of(mass, prices)
@@ -283,13 +285,15 @@ class _Descent:
             return Status.STALLED
         return Status.MAX_STEPS if progress.step >= limits.max_steps else None
 
-    def step(self, current: _Iterate, answer: InnerSolution, gap: float) -> _Iterate:
+    def step(self, current: _Iterate, answer: InnerSolution, gap: float) -> Steps[_Iterate]:
         """Move from the current plan towards the answer as far as descent is certain."""
         kernel, target = self.kernel, answer.plan
-        change = kernel.replace_product(self.product, current.plan.matrix, target.matrix)
+        change = yield from lockstep.replace_product(
+            kernel, self.product, current.plan.matrix, target.matrix
+        )
         curve = -self.problem.semantic_weight * change
         if gap >= 2 * curve:
-            return self.iterate(target, answer.prices, is_answer=True)
+            return (yield from self.iterate(target, answer.prices, is_answer=True))
         kernel.interpolate(current.plan, target, gap / (2 * curve))
         self.product = kernel.graph_product(target.matrix, self.product)
-        return self.iterate(target, answer.prices, is_answer=False)
+        return (yield from self.iterate(target, answer.prices, is_answer=False))

@@ -18,8 +18,9 @@ from typing import Protocol
 import numpy as np
 from scipy.linalg import LinAlgError
 
+from ssot import lockstep
 from ssot.columns import Columns
-from ssot.curvature import Coupling
+from ssot.curvature import Coupling, System
 from ssot.kernels.protocol import (
     SUM_ROUNDING,
     Kernel,
@@ -28,6 +29,7 @@ from ssot.kernels.protocol import (
     RowSums,
     value_rounding,
 )
+from ssot.lockstep import Steps
 from ssot.problem import Vector
 
 FIRST_RADIUS = 20.0
@@ -120,17 +122,34 @@ class SemiDual:
     weight_entropy: float
     passes: float = field(default=0.0, init=False)
 
-    def at(self, prices: Vector, epsilon: float) -> Point:
-        """Evaluate the dual, its gradient and its curvature by one row pass."""
-        self.passes += 1
-        sums, coupling = self.kernel.row_pass(self.product, self.columns.expand(prices), epsilon)
-        return self._point(prices, sums, epsilon, coupling)
+    def at(self, prices: Vector, epsilon: float, longest: float) -> Steps[Point]:
+        """Evaluate the dual, its gradient and its curvature by one row pass.
 
-    def plan_at(self, prices: Vector, epsilon: float, out: Plan | None) -> tuple[Plan, Point]:
+        The Newton step from here will be at most `longest`.
+        """
+        self.passes += 1
+        columns = self.columns
+        demand = columns.demand(prices)
+        system = System(
+            demand=columns.expand(demand, otherwise=0.0),
+            softness=columns.expand(demand * columns.inverse_strength, otherwise=0.0),
+            fixed=columns.gauge,
+            longest=longest,
+        )
+        expanded = columns.expand(prices)
+        sums, coupling = yield from lockstep.row_pass(
+            self.kernel, self.product, expanded, epsilon, system
+        )
+        return self._point(prices, demand, sums, epsilon, coupling)
+
+    def plan_at(
+        self, prices: Vector, epsilon: float, out: Plan | None
+    ) -> Steps[tuple[Plan, Point]]:
         """Return the plan of the prices, and evaluate the dual and its gradient from it."""
         self.passes += 1
-        plan, sums = self.kernel.plan(self.product, self.columns.expand(prices), epsilon, out)
-        return plan, self._point(prices, sums, epsilon, None)
+        expanded = self.columns.expand(prices)
+        plan, sums = yield from lockstep.plan(self.kernel, self.product, expanded, epsilon, out)
+        return plan, self._point(prices, self.columns.demand(prices), sums, epsilon, None)
 
     def of_sample(self, every: int) -> SemiDual:
         """Return the semi-dual of each `every`-th row, up to a constant."""
@@ -150,7 +169,12 @@ class SemiDual:
         return 8 * self.kernel.resolution * epsilon + SUM_ROUNDING * abs(point.dual)
 
     def _point(
-        self, prices: Vector, sums: RowSums, epsilon: float, coupling: Coupling | None
+        self,
+        prices: Vector,
+        demand: Vector,
+        sums: RowSums,
+        epsilon: float,
+        coupling: Coupling | None,
     ) -> Point:
         columns, mass = self.columns, sums.column_mass[self.columns.is_open]
         potential = columns.potential(prices) - sums.log_partition
@@ -158,7 +182,7 @@ class SemiDual:
             columns=columns,
             prices=prices,
             mass=mass,
-            demand=columns.demand(prices),
+            demand=demand,
             dual=potential + epsilon * self.weight_entropy,
             coupling=coupling,
         )
@@ -179,23 +203,23 @@ def climb(
     epsilon: float,
     done: Callable[[Point, float], bool],
     max_passes: float,
-) -> Climb:
+) -> Steps[Climb]:
     """Maximise the semi-dual at one epsilon until `done`.
 
     `done` also receives the contraction of the residual to expect of one more Newton step, such as
     the plan is written with.
     """
     ascent = Ascent(semidual, epsilon)
-    point = semidual.at(prices, epsilon)
+    point = yield from ascent.at(prices)
     if point.residual > RESCALE_ABOVE:
-        point = ascent.rescale(point)
+        point = yield from ascent.rescale(point)
     best, idle_steps = point.residual, 0
     while (
         not (is_done := done(point, ascent.contraction))
         and semidual.passes < max_passes
         and idle_steps < STALLED_STEPS
     ):
-        point, gain = ascent.advance(point)
+        point, gain = yield from ascent.advance(point)
         idle = gain <= semidual.rounding(point, epsilon) and point.residual > 0.5 * best
         idle_steps = idle_steps + 1 if idle else 0
         best = min(best, point.residual)
@@ -212,13 +236,17 @@ class Ascent:
         self.radius = FIRST_RADIUS
         self.contraction = 1.0
 
-    def advance(self, point: Point) -> tuple[Point, float]:
+    def at(self, prices: Vector) -> Steps[Point]:
+        """Evaluate the semi-dual."""
+        return self.semidual.at(prices, self.epsilon, self.radius * self.epsilon)
+
+    def advance(self, point: Point) -> Steps[tuple[Point, float]]:
         """Return a point with a larger dual, and the first-order gain that was hoped for."""
         direction = self.newton_direction(point)
         length = float(np.abs(direction).max()) / self.epsilon
-        found, step = self._line_search(point, direction)
+        found, step = yield from self._line_search(point, direction)
         if found is None:
-            found = self.rescale(point)
+            found = yield from self.rescale(point)
             self.radius = max(SMALLEST_RADIUS, step * length)
         elif step < 1:
             self.radius = max(SMALLEST_RADIUS, 2 * step * length)
@@ -229,10 +257,10 @@ class Ascent:
         self.contraction = shrunk if shrunk <= FORESEEABLE else 1.0
         return found, float(point.gradient @ direction)
 
-    def rescale(self, point: Point) -> Point:
+    def rescale(self, point: Point) -> Steps[Point]:
         """Make one sweep of matrix scaling, which cannot lower the dual."""
         prices = self.semidual.columns.rescale(point.prices, point.mass, self.epsilon)
-        return self.semidual.at(prices, self.epsilon)
+        return self.at(prices)
 
     def newton_direction(self, point: Point) -> Vector:
         """Return the Levenberg-damped Newton direction of at most `radius` epsilon.
@@ -245,13 +273,12 @@ class Ascent:
         softness = point.demand * columns.inverse_strength
         scale = np.maximum(point.mass, point.demand) / epsilon + softness
         free = scale > 0
-        if columns.has_gauge:
-            free[np.argmax(columns.target)] = False
+        everywhere = np.flatnonzero(columns.is_open)
+        free[everywhere == columns.gauge] = False
         direction = np.zeros(len(free))
         coupling, point.coupling = point.coupling, None
         if coupling is None or not free.any():
             return direction
-        everywhere = np.flatnonzero(columns.is_open)
         positions, gradient = everywhere[free], point.gradient[free]
         longest = self.radius * epsilon
         self.damping = self.damping / 100 if self.damping > SMALLEST_DAMPING else 0.0
@@ -266,7 +293,7 @@ class Ascent:
             self.damping = max(4 * self.damping, SMALLEST_DAMPING)
         return direction
 
-    def _line_search(self, point: Point, direction: Vector) -> tuple[Point | None, float]:
+    def _line_search(self, point: Point, direction: Vector) -> Steps[tuple[Point | None, float]]:
         """Return a point along the direction where the dual has grown enough, and the step to it.
 
         The dual is concave, so a slope that is still positive proves growth; otherwise the secant
@@ -274,10 +301,11 @@ class Ascent:
         """
         slope, step = float(point.gradient @ direction), 1.0
         for _ in range(LINE_SEARCH_PASSES):
-            trial = self._trial(point, step * direction)
+            trial = yield from self._trial(point, step * direction)
             trial_slope = float(trial.gradient @ direction)
             if trial_slope > TOO_STIFF * slope and step == 1 and self.damping == 0:
-                return self._extend(point, direction, trial, trial_slope / slope)
+                remaining = trial_slope / slope
+                return (yield from self._extend(point, direction, trial, remaining))
             if trial_slope >= 0 or trial.dual - point.dual >= SUFFICIENT_GAIN * step * slope:
                 return trial, step
             if (
@@ -290,7 +318,7 @@ class Ascent:
 
     def _extend(
         self, point: Point, direction: Vector, trial: Point, remaining: float
-    ) -> tuple[Point, float]:
+    ) -> Steps[tuple[Point, float]]:
         """Return a point beyond a Newton step that left most of the slope, if the dual is larger.
 
         Such a step came from a curvature that averages small probabilities, and is too stiff
@@ -300,10 +328,10 @@ class Ascent:
         step = min(1.0 / max(1.0 - remaining, 1.0 / longest), longest)
         if step <= 1.0 / (1.0 - TOO_STIFF):
             return trial, 1.0
-        extended = self._trial(point, step * direction)
+        extended = yield from self._trial(point, step * direction)
         is_better = extended.dual > trial.dual or extended.residual < 0.5 * trial.residual
         return (extended, step) if is_better else (trial, 1.0)
 
-    def _trial(self, point: Point, change: Vector) -> Point:
+    def _trial(self, point: Point, change: Vector) -> Steps[Point]:
         prices = self.semidual.columns.balance(point.prices + change)
-        return self.semidual.at(prices, self.epsilon)
+        return self.at(prices)

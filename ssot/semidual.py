@@ -10,6 +10,7 @@ import numpy as np
 
 from ssot.columns import Columns
 from ssot.kernels.protocol import Kernel, Matrix, Plan
+from ssot.lockstep import Steps
 from ssot.newton import SMALLEST_RADIUS, Ascent, Climb, Point, SemiDual, climb
 from ssot.problem import Problem, Vector
 
@@ -74,7 +75,7 @@ def solve_inner(
     max_passes: int,
     warm_prices: Vector | None = None,
     out: Plan | None = None,
-) -> InnerSolution:
+) -> Steps[InnerSolution]:
     """Solve the linearised problem to a column residual and a duality gap of at most `tol`.
 
     A warm solve starts at the target epsilon from the given K + 1 prices, a cold one of many rows
@@ -87,22 +88,22 @@ def solve_inner(
     aim = min(0.5 * tol, max(AIM, kernel.resolution)) if is_final else 0.5 * tol
     goal = _Goal(semidual, tol, aim, spare_steps=int(is_final))
     if warm_prices is None:
-        start = _start_from_sample(semidual, epsilon, max_passes)
+        start = yield from _start_from_sample(semidual, epsilon, max_passes)
     else:
         start = columns.restrict(warm_prices)
     patience = max_passes if start is None else min(semidual.passes + WARM_PASSES, max_passes)
     if start is None:
-        start = _anneal(semidual, epsilon, max_passes)
-    end = climb(semidual, start, epsilon, goal, patience)
+        start = yield from _anneal(semidual, epsilon, max_passes)
+    end = yield from climb(semidual, start, epsilon, goal, patience)
     if not (end.done or end.stalled or semidual.passes >= max_passes):
-        start = _anneal(semidual, epsilon, max_passes, otherwise=end.point.prices)
-        end = climb(semidual, start, epsilon, goal, max_passes)
-    solution = _finish(semidual, end, epsilon, tol, out)
+        start = yield from _anneal(semidual, epsilon, max_passes, otherwise=end.point.prices)
+        end = yield from climb(semidual, start, epsilon, goal, max_passes)
+    solution = yield from _finish(semidual, end, epsilon, tol, out)
     if end.done and not semidual.meets(solution, tol):
         goal = _Goal(semidual, tol, 0.0, spare_steps=0)
         start = columns.restrict(solution.prices)
-        end = climb(semidual, start, epsilon, goal, max_passes)
-        solution = _finish(semidual, end, epsilon, tol, solution.plan)
+        end = yield from climb(semidual, start, epsilon, goal, max_passes)
+        solution = yield from _finish(semidual, end, epsilon, tol, solution.plan)
     return solution
 
 
@@ -126,7 +127,9 @@ class _Goal:
         return self.spare_steps < 0
 
 
-def _start_from_sample(semidual: SemiDual, epsilon: float, max_passes: float) -> Vector | None:
+def _start_from_sample(
+    semidual: SemiDual, epsilon: float, max_passes: float
+) -> Steps[Vector | None]:
     """Return the prices of a sample of the rows, itself solved in this way; None for few rows."""
     samples, columns = semidual.kernel.samples, len(semidual.columns.target)
     every = min(SAMPLE_EVERY, samples // (SAMPLES_PER_COLUMN * columns))
@@ -134,17 +137,17 @@ def _start_from_sample(semidual: SemiDual, epsilon: float, max_passes: float) ->
         return None
     sampled = semidual.of_sample(every)
     most = min(WARM_PASSES, max_passes)
-    start = _start_from_sample(sampled, epsilon, most)
+    start = yield from _start_from_sample(sampled, epsilon, most)
     if start is None:
-        start = _anneal(sampled, epsilon, most)
-    end = climb(sampled, start, epsilon, _near_enough, most)
+        start = yield from _anneal(sampled, epsilon, most)
+    end = yield from climb(sampled, start, epsilon, _near_enough, most)
     semidual.passes += sampled.passes / every
     return end.point.prices if end.done else None
 
 
 def _anneal(
     semidual: SemiDual, epsilon: float, max_passes: float, otherwise: Vector | None = None
-) -> Vector:
+) -> Steps[Vector]:
     """Return prices that solve the problem roughly at an epsilon above the given one.
 
     Where epsilon needs no annealing, prices of 0 or `otherwise`.
@@ -155,7 +158,8 @@ def _anneal(
         if semidual.passes >= max_passes:
             break
         levels += 1
-        prices = climb(semidual, prices, level, _near_enough, max_passes).point.prices
+        end = yield from climb(semidual, prices, level, _near_enough, max_passes)
+        prices = end.point.prices
     return prices if levels or otherwise is None else otherwise
 
 
@@ -172,7 +176,7 @@ def _near_enough(point: Point, _contraction: float) -> bool:
 
 def _finish(
     semidual: SemiDual, end: Climb, epsilon: float, tol: float, out: Plan | None
-) -> InnerSolution:
+) -> Steps[InnerSolution]:
     """Turn the last point into a plan, one undamped Newton step further on if it is short.
 
     The plan needs a row pass anyway, so the step is free. Near the solution it contracts the error
@@ -184,9 +188,9 @@ def _finish(
     prices = end.point.prices
     if is_short:
         prices = semidual.columns.balance(prices + direction)
-    plan, final = semidual.plan_at(prices, epsilon, out)
+    plan, final = yield from semidual.plan_at(prices, epsilon, out)
     if final.residual > end.point.residual and not semidual.meets(final, tol):
-        plan, final = semidual.plan_at(end.point.prices, epsilon, plan)
+        plan, final = yield from semidual.plan_at(end.point.prices, epsilon, plan)
     return InnerSolution(
         plan=plan,
         prices=semidual.columns.expand(final.prices),

@@ -14,6 +14,7 @@ from ssot.adjacency import GraphLike
 from ssot.arrays import LARGEST, to_number, to_numpy
 from ssot.certificate import certify
 from ssot.kernels import Plan, make_kernel
+from ssot.lockstep import run_alone
 from ssot.mm import Limits, Start, minimise
 from ssot.problem import Problem
 from ssot.solution import Solution
@@ -179,7 +180,8 @@ def solve_problem(
     _check_options(tol, max_steps, max_passes, callback)
     start = _start(init, problem)
     kernel = make_kernel(problem, backend)
-    outcome = minimise(problem, kernel, Limits(tol, max_steps, max_passes), start, callback)
+    limits = Limits(tol, max_steps, max_passes)
+    outcome = run_alone(minimise(problem, kernel, limits, start, callback))
     certificate = certify(problem, outcome)
     solution = Solution(
         problem=problem,

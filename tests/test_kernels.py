@@ -11,7 +11,7 @@ from scipy import sparse
 
 import ssot
 from ssot import Problem
-from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, DenseCoupling, SparseCoupling
+from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, DenseCoupling, SparseCoupling, System
 from ssot.kernels import Plan, make_kernel
 
 numba = pytest.importorskip("numba", reason="Numba is not installed")
@@ -54,6 +54,14 @@ def prices_of(problem, seed=1):
     return prices
 
 
+def system_of(problem):
+    """Return a Newton system with something of everything."""
+    columns = problem.cost.shape[1] + 1
+    rng = np.random.default_rng(8)
+    demand, softness = rng.random(columns) / columns, rng.random(columns)
+    return System(demand, softness, fixed=columns - 1, longest=1.0)
+
+
 def rounding(problem):
     return 50 * float(np.finfo(problem.cost.dtype).eps)
 
@@ -85,7 +93,7 @@ def product(request, problem):
 
 def test_row_pass_sums_the_softmax(problem, kernel, product):
     prices = prices_of(problem)
-    sums, _ = kernel.row_pass(product, prices, EPSILON)
+    sums, _ = kernel.row_pass(product, prices, EPSILON, system_of(problem))
     rows = softmax_rows(problem, kernel, prices, product)
     expected = problem.sample_weight @ rows
     np.testing.assert_allclose(sums.column_mass, expected, rtol=0, atol=rounding(problem))
@@ -132,7 +140,7 @@ def test_the_kernel_problems_have_decided_and_undecided_rows():
 
 def test_coupling_is_the_derivative_of_the_masses(setting, problem, kernel, product):
     prices = prices_of(problem)
-    _, coupling = kernel.row_pass(product, prices, EPSILON)
+    _, coupling = kernel.row_pass(product, prices, EPSILON, system_of(problem))
     is_dense = len(prices) <= LARGEST_DENSE
     assert isinstance(coupling, DenseCoupling if is_dense else SparseCoupling)
     rows = softmax_rows(problem, kernel, prices, product)
@@ -152,7 +160,7 @@ def test_coupling_is_the_derivative_of_the_masses(setting, problem, kernel, prod
 def test_coupling_solves_its_own_system(setting, size):
     problem = problem_of(size, setting.dtype)
     prices = prices_of(problem)
-    _, coupling = make_kernel(problem, setting.backend).row_pass(None, prices, EPSILON)
+    _, coupling = make_kernel(problem, setting.backend).row_pass(None, prices, EPSILON, system_of(problem))
     rng = np.random.default_rng(0)
     free = np.flatnonzero(rng.random(len(prices)) < 0.9)
     diagonal, gradient = 1e-3 * rng.random(len(free)), rng.standard_normal(len(free))

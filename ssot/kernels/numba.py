@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling, SparseCoupling
+from ssot.curvature import (
+    LARGEST_DENSE,
+    LARGEST_TAIL,
+    Coupling,
+    DenseCoupling,
+    SparseCoupling,
+    System,
+)
 from ssot.kernels import compiled
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
@@ -63,7 +70,7 @@ class NumbaKernel(NumpyKernel):
             self._reserve(FIRST_ROOM)
 
     def row_pass(
-        self, product: Array | None, prices: Vector, epsilon: float
+        self, product: Array | None, prices: Vector, epsilon: float, _system: System
     ) -> tuple[RowSums, Coupling]:
         arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
         if self._is_dense:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import xlogy
 
-from ssot.curvature import LARGEST_DENSE, LARGEST_TAIL, Coupling, DenseCoupling, SparseCoupling
+from ssot.curvature import (
+    LARGEST_DENSE,
+    LARGEST_TAIL,
+    Coupling,
+    DenseCoupling,
+    SparseCoupling,
+    System,
+)
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -45,8 +52,16 @@ class NumpyKernel:
             raise ValueError("a product with the graph needs a problem with a graph")
         return self._bound.graph
 
+    @classmethod
+    def together(
+        cls, operation: str, kernels: Sequence[Self], arguments: Sequence[tuple[Any, ...]]
+    ) -> Sequence[Any]:
+        """Work on one problem after the other, each of which can keep all cores busy."""
+        pairs = zip(kernels, arguments, strict=True)
+        return [getattr(kernel, operation)(*given) for kernel, given in pairs]
+
     def row_pass(
-        self, product: Array | None, prices: Vector, epsilon: float
+        self, product: Array | None, prices: Vector, epsilon: float, _system: System
     ) -> tuple[RowSums, Coupling]:
         sums = _Sums(len(prices))
         is_dense = len(prices) <= LARGEST_DENSE

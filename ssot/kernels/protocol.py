@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ssot.curvature import Coupling
+from ssot.curvature import Coupling, System
 
 Matrix: TypeAlias = Any
 """An array of the backend's own library: N x K for costs and plans, N for slacks."""
@@ -117,10 +118,20 @@ class Kernel(Protocol):
     samples: int
     shift: float
 
+    @classmethod
+    def together(
+        cls, operation: str, kernels: Sequence[Self], arguments: Sequence[tuple[Any, ...]]
+    ) -> Sequence[Any]:
+        """Return the results of one of the operations below for several problems of one shape."""
+        ...
+
     def row_pass(
-        self, product: Matrix | None, prices: Vector, epsilon: float
+        self, product: Matrix | None, prices: Vector, epsilon: float, system: System
     ) -> tuple[RowSums, Coupling]:
-        """Return the row sums, and how the K + 1 columns are coupled: ``P^T diag(alpha) P``."""
+        """Return the row sums, and how the K + 1 columns are coupled: ``P^T diag(alpha) P``.
+
+        A backend far from the host may solve the `system` at once, which it will be asked next.
+        """
         ...
 
     def plan(

@@ -1,23 +1,99 @@
-"""The semantic graph: every accepted form of it in, one sparse symmetric array out."""
+"""The semantic graph: every accepted form of it in, one sparse symmetric form out."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ssot.arrays import largest_magnitude, to_numpy
+from ssot.arrays import (
+    HOST,
+    Array,
+    Place,
+    checked_array,
+    is_single,
+    largest_magnitude,
+    namespace,
+    place_of,
+    to_numpy,
+    to_place,
+)
 
 GraphLike: TypeAlias = Any
-"""A SciPy sparse array, a dense N x N array, or a pair (neighbour indices, weights)."""
+"""A sparse or dense N x N array or tensor, or a pair (neighbour indices, weights)."""
 
 
-def symmetric_graph(graph: GraphLike, samples: int, dtype: np.dtype[Any]) -> sparse.csr_array:
-    """Return ``W = (S + S^T) / 2`` as a CSR array, from any accepted form of the graph."""
+class Edges(NamedTuple):
+    """The rows of a sparse matrix, as Torch tensors on one device.
+
+    Attributes
+    ----------
+    starts : (N + 1,) tensor of int64
+        Where each row begins in the other two, and where the last one ends.
+    columns : (E,) tensor of int64
+    weights : (E,) tensor
+    """
+
+    starts: Array
+    columns: Array
+    weights: Array
+
+    @classmethod
+    def of(cls, w: sparse.csr_array, place: Place) -> Edges:
+        """Return the rows of a SciPy array."""
+        starts, columns = w.indptr.astype(np.int64), w.indices.astype(np.int64)
+        return cls(*(to_place(part, place) for part in (starts, columns, w.data)))
+
+    def to_scipy(self) -> sparse.csr_array:
+        """Return the matrix as a SciPy array, sharing memory where it can."""
+        starts, columns, weights = (to_place(part, HOST) for part in self)
+        samples = len(starts) - 1
+        return sparse.csr_array((weights, columns, starts), shape=(samples, samples))
+
+
+SymmetricGraph: TypeAlias = sparse.csr_array | Edges
+"""``W = (S + S^T) / 2`` where the cost lives: a SciPy array for NumPy's, edges for tensors."""
+
+
+class Prepared(NamedTuple):
+    """The graph of another problem of the same samples, checked and symmetric."""
+
+    w: SymmetricGraph
+
+
+def symmetric_graph(graph: GraphLike, cost: Array) -> SymmetricGraph:
+    """Return ``W = (S + S^T) / 2`` in the place and dtype of the cost, from any accepted form."""
+    if isinstance(graph, Prepared):
+        return graph.w
+    place = place_of(cost)
+    if place_of(graph[0] if isinstance(graph, tuple) and graph else graph).library == "torch":
+        return _symmetric_edges(graph, cost)
+    w = _symmetric_array(graph, cost)
+    return w if place == HOST else Edges.of(w, place)
+
+
+def edge_weights(w: SymmetricGraph) -> Array:
+    """Return the stored entries of a graph."""
+    return w.weights if isinstance(w, Edges) else w.data
+
+
+def row_sums(w: SymmetricGraph) -> tuple[float, float]:
+    """Return the mean row sum of a graph, and the largest of the absolute values of its entries."""
+    if not isinstance(w, Edges):
+        sums, absolute = (part.sum(axis=1, dtype=np.float64) for part in (w, abs(w)))
+        return float(sums.mean()), float(absolute.max())
+    running = w.weights.new_zeros(len(w.weights) + 1, dtype=namespace(w.weights).float64)
+    running[1:] = w.weights.abs().cumsum(0, dtype=running.dtype)
+    absolute = running[w.starts].diff()
+    total = w.weights.sum(dtype=running.dtype)
+    return float(total) / len(absolute), float(absolute.max())
+
+
+def _symmetric_array(graph: GraphLike, cost: Array) -> sparse.csr_array:
     if isinstance(graph, tuple):
-        graph = _graph_from_neighbours(graph, samples)
+        graph = neighbour_graph(*_neighbours(graph, len(cost)))
     if not sparse.issparse(graph):
         graph = to_numpy(graph, "graph")
     elif hasattr(graph, "check_format"):
@@ -25,50 +101,86 @@ def symmetric_graph(graph: GraphLike, samples: int, dtype: np.dtype[Any]) -> spa
             graph.check_format(full_check=True)
         except ValueError as error:
             raise ValueError(f"graph must be a well-formed sparse array: {error}") from error
-    if graph.shape != (samples, samples):
-        raise ValueError(
-            f"graph must have shape (N, N) = {(samples, samples)} to match the cost, "
-            f"got {graph.shape}; restrict it to the samples at hand, graph[ids][:, ids], or pass "
-            "neighbours as a tuple (indices, weights)"
-        )
+    _require_shape(graph, len(cost))
     if graph.dtype.kind not in "iufb":
         raise TypeError(f"graph must hold real numbers, got dtype {graph.dtype}; pass graph.real")
     directed = sparse.csr_array(graph, dtype=np.float64)
-    if not np.isfinite(directed.data).all():
-        raise ValueError("graph must have finite weights, got NaN or inf; remove those edges")
-    limit = largest_magnitude(dtype)
-    if directed.nnz and np.abs(directed.data).max() > limit:
-        raise ValueError(
-            f"graph has weights above {limit:.0e}, where sums of {dtype} overflow; "
-            "divide graph by a factor and multiply semantic_weight by it"
-        )
+    _require_weights(directed.data, cost)
+    dtype = np.float32 if is_single(cost) else np.float64
     w = ((directed + directed.T) * 0.5).tocsr().astype(dtype)
     w.sum_duplicates()
     return w
 
 
-def _graph_from_neighbours(graph: tuple[Any, ...], samples: int) -> sparse.csr_array:
+def _symmetric_edges(graph: GraphLike, cost: Array) -> Edges:
+    import torch
+
+    samples = len(cost)
+    if isinstance(graph, tuple):
+        indices, weights = _neighbours(graph, samples)
+        sources = torch.arange(samples, device=indices.device).repeat_interleave(indices.shape[1])
+        targets, weights = indices.flatten().long(), weights.flatten()
+    else:
+        _require_shape(graph, samples)
+        entries = graph.detach().to_sparse_coo().coalesce()
+        sources, targets = entries.indices()
+        weights = checked_array(entries.values(), "graph")
+    weights = weights.double()
+    _require_weights(weights, cost)
+    both_ways = torch.stack([torch.cat([sources, targets]), torch.cat([targets, sources])])
+    w = torch.sparse_coo_tensor(
+        both_ways, weights.repeat(2) * 0.5, (samples, samples), check_invariants=False
+    ).coalesce()
+    rows, columns = w.indices()
+    starts = torch.searchsorted(rows, torch.arange(samples + 1, device=rows.device))
+    return Edges(starts, columns.contiguous(), w.values().to(cost.dtype))
+
+
+def _require_shape(graph: Any, samples: int) -> None:
+    if tuple(graph.shape) != (samples, samples):
+        raise ValueError(
+            f"graph must have shape (N, N) = {(samples, samples)} to match the cost, "
+            f"got {tuple(graph.shape)}; restrict it to the samples at hand, graph[ids][:, ids], or "
+            "pass neighbours as a tuple (indices, weights)"
+        )
+
+
+def _require_weights(weights: Array, cost: Array) -> None:
+    xp = namespace(weights)
+    if not xp.all(xp.isfinite(weights)):
+        raise ValueError("graph must have finite weights, got NaN or inf; remove those edges")
+    limit = largest_magnitude(cost)
+    if len(weights) and float(xp.max(xp.abs(weights))) > limit:
+        raise ValueError(
+            f"graph has weights above {limit:.0e}, where sums of {cost.dtype} overflow; "
+            "divide graph by a factor and multiply semantic_weight by it"
+        )
+
+
+def _neighbours(graph: tuple[Any, ...], samples: int) -> tuple[Array, Array]:
     if len(graph) != 2:
         raise ValueError(
             f"graph as a tuple must be (indices, weights), got a tuple of length {len(graph)}"
         )
-    indices, weights = to_numpy(graph[0], "graph[0]"), to_numpy(graph[1], "graph[1]")
-    if indices.dtype.kind not in "iu":
+    indices, weights = (checked_array(part, f"graph[{i}]") for i, part in enumerate(graph))
+    xp = namespace(indices)
+    if not xp.isdtype(indices.dtype, "integral"):
         raise TypeError(
             f"graph[0] must hold integer neighbour indices, got {indices.dtype}; use .astype(int)"
         )
     if indices.ndim != 2 or len(indices) != samples or weights.shape != indices.shape:
         raise ValueError(
             f"graph must be two arrays of one shape (N, k) with N = {samples}, "
-            f"got {indices.shape} and {weights.shape}"
+            f"got {tuple(indices.shape)} and {tuple(weights.shape)}"
         )
-    if indices.size and not (indices.min() >= 0 and indices.max() < samples):
-        raise ValueError(
-            f"graph[0] must hold indices from 0 to {samples - 1}, got {indices.min()} to "
-            f"{indices.max()}; "
-            "indices count rows of the cost, not rows of a larger data set"
-        )
-    return neighbour_graph(indices, weights)
+    if 0 not in indices.shape:
+        smallest, largest = int(xp.min(indices)), int(xp.max(indices))
+        if smallest < 0 or largest >= samples:
+            raise ValueError(
+                f"graph[0] must hold indices from 0 to {samples - 1}, got {smallest} to {largest}; "
+                "indices count rows of the cost, not rows of a larger data set"
+            )
+    return indices, weights
 
 
 def neighbour_graph(indices: NDArray[Any], weights: NDArray[Any]) -> sparse.csr_array:

@@ -1,16 +1,20 @@
-"""The border of the package: NumPy arrays inside, the caller's own kind outside."""
+"""The border of the package: arrays of the caller's own library in, and the same kind out."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal, TypeAlias
+from contextlib import ExitStack
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from scipy import sparse
 
 Library: TypeAlias = Literal["numpy", "torch"]
 
+Array: TypeAlias = Any
+"""A NumPy array or a Torch tensor."""
 
 LARGEST = 1e100
 """Largest magnitude accepted, so that no product of two arguments can overflow."""
@@ -19,29 +23,54 @@ LARGEST_IN_SINGLE_PRECISION = 1e30
 """The same for the N x K arrays of a float32 problem."""
 
 
-def largest_magnitude(dtype: np.dtype[Any]) -> float:
-    """Return the largest magnitude accepted in arrays of a dtype."""
-    return LARGEST if dtype == np.float64 else LARGEST_IN_SINGLE_PRECISION
+class Place(NamedTuple):
+    """Where arrays live: NumPy's on the host (device None), Torch's on a device."""
+
+    library: Library
+    device: Any
+
+    def __str__(self) -> str:
+        return self.library if self.device is None else f"{self.library} on {self.device}"
 
 
-def library_of(value: object) -> Library:
-    """Return the library that `value` belongs to, without importing Torch; lists are NumPy's."""
+HOST = Place("numpy", None)
+
+
+def place_of(value: object) -> Place:
+    """Return where `value` lives, without importing Torch; lists are NumPy's."""
     torch = sys.modules.get("torch")
-    return "torch" if torch is not None and isinstance(value, torch.Tensor) else "numpy"
+    if torch is None or not isinstance(value, torch.Tensor):
+        return HOST
+    return Place("torch", value.device)
 
 
-def to_numpy(value: Any, name: str) -> NDArray[Any]:
-    """View `value` as a NumPy array of integers or floats, or say what is wrong with it.
+def namespace(array: Array) -> Any:
+    """Return the functions of the array's library, by the names of the array API standard."""
+    return array_namespace(array)
+
+
+def is_single(array: Array) -> bool:
+    """Tell whether an array holds float32."""
+    return bool(array.dtype == namespace(array).float32)
+
+
+def largest_magnitude(array: Array) -> float:
+    """Return the largest magnitude accepted in arrays of the dtype of this one."""
+    return LARGEST_IN_SINGLE_PRECISION if is_single(array) else LARGEST
+
+
+def checked_array(value: Any, name: str) -> Array:
+    """View `value` as an array of integers or floats of its own library, or say what is wrong.
 
     Raises
     ------
     TypeError
-        If `value` is not an array of real numbers.
+        If `value` is not a dense array of real numbers.
     ValueError
         If `value` is ragged, or has masked entries.
     """
-    if library_of(value) == "torch":
-        value = _tensor_to_numpy(value, name)
+    if place_of(value).library == "torch":
+        return _checked_tensor(value, name)
     if sparse.issparse(value):
         raise TypeError(f"{name} must be a dense array, got a sparse one; pass {name}.toarray()")
     if isinstance(value, np.ma.MaskedArray):
@@ -63,6 +92,12 @@ def to_numpy(value: Any, name: str) -> NDArray[Any]:
     return array
 
 
+def to_numpy(value: Any, name: str) -> NDArray[Any]:
+    """Return `value` as a checked NumPy array, sharing memory where it can; see `checked_array`."""
+    array: NDArray[Any] = to_place(checked_array(value, name), HOST)
+    return array
+
+
 def to_number(value: Any, name: str) -> float:
     """Return `value` as a float, or say that it is not one number.
 
@@ -79,24 +114,70 @@ def to_number(value: Any, name: str) -> float:
     return float(array.reshape(()))
 
 
-def to_library(array: NDArray[Any], library: Library) -> Any:
-    """Return a NumPy array as an array of the named library, sharing its memory."""
-    if library == "torch":
+def to_computing_dtype(array: Array) -> Array:
+    """Return a C-contiguous array in the dtype to compute in: float32 for it and less, or float64.
+
+    Without a copy where that holds already.
+    """
+    xp = namespace(array)
+    is_float = bool(xp.isdtype(array.dtype, "real floating"))
+    single = is_float and array.dtype.itemsize <= np.float32().itemsize
+    dtype = xp.float32 if single else xp.float64
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array, dtype)
+    return array.to(dtype).contiguous()
+
+
+def to_place(array: Array, place: Place) -> Array:
+    """Return an array in another place, sharing memory where it can."""
+    if place_of(array) == place:
+        return array
+    if place.library == "numpy":
+        return array.cpu().numpy()
+    import torch
+
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+    return array.to(place.device)
+
+
+def isolated(place: Place) -> ExitStack:
+    """Return a context in which Torch records no gradients and casts nothing by itself."""
+    context = ExitStack()
+    if place.library == "torch":
         import torch
 
-        return torch.from_numpy(array)
-    return array
+        context.enter_context(torch.no_grad())
+        context.enter_context(torch.autocast(place.device.type, enabled=False))
+    return context
 
 
-def _tensor_to_numpy(value: Any, name: str) -> NDArray[Any]:
-    if value.device.type != "cpu":
+def require_device(value: Any, name: str) -> None:
+    """Refuse a tensor on a device that cannot solve."""
+    if value.device.type in ("meta", "mps"):
         raise ValueError(
-            f"{name} is a tensor on {value.device}, but the computation runs on the CPU; "
-            f"pass {name}.cpu()"
+            f"{name} is a tensor on {value.device}, which cannot compute in float64; pass it on "
+            f"the CPU or on a CUDA device, for example {name}.cpu()"
         )
-    if value.layout is not sys.modules["torch"].strided:
-        raise TypeError(f"{name} is a sparse tensor; pass a dense tensor, or a SciPy sparse array")
+
+
+class _Writable:
+    """A read-only array as Torch wants it, which has no read-only tensors and warns of them."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        interface = array.__array_interface__
+        self.owner = array
+        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
+
+
+def _checked_tensor(value: Any, name: str) -> Array:
+    import torch
+
+    require_device(value, name)
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got a sparse one; pass {name}.to_dense()")
+    if value.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}; pass {name}.real")
     value = value.detach().resolve_conj().resolve_neg()
-    half_precision = value.is_floating_point() and value.element_size() < np.float32().itemsize
-    array: NDArray[Any] = (value.float() if half_precision else value).numpy()
-    return array
+    is_half = value.is_floating_point() and value.element_size() < np.float32().itemsize
+    return value.float() if is_half else value

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
+from ssot.adjacency import Edges, row_sums
 from ssot.columns import Columns
 from ssot.mm import Outcome
 from ssot.problem import Problem
@@ -92,12 +93,14 @@ def is_provably_convex(problem: Problem) -> bool:
     if problem.graph is None or not problem.has_semantics:
         return True
     strength = 2.0 * problem.semantic_weight * float(problem.sample_weight.max())
-    row_sums = problem.graph.sum(axis=1, dtype=np.float64)
-    if strength * float(row_sums.mean()) > problem.epsilon:
+    mean, largest = row_sums(problem.graph)
+    if strength * mean > problem.epsilon:
         return False
-    if strength * float(abs(problem.graph).sum(axis=1, dtype=np.float64).max()) <= problem.epsilon:
+    if strength * largest <= problem.epsilon:
         return True
-    return strength * _largest_eigenvalue(problem.graph) <= problem.epsilon
+    w = problem.graph
+    w = w.to_scipy() if isinstance(w, Edges) else w
+    return strength * _largest_eigenvalue(w) <= problem.epsilon
 
 
 def _largest_eigenvalue(w: sparse.csr_array) -> float:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import exprel
 
+from ssot.checks import Vector
 from ssot.objective import kl_divergence
-from ssot.problem import Problem, Vector
+from ssot.problem import Problem
 
 SHIFT_STEPS = 50
 """Newton steps allowed for a one-dimensional convex equation that needs one to ten."""

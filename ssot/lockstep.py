@@ -54,11 +54,6 @@ def run(solves: Iterable[Steps[Result]]) -> list[Result]:
     return results
 
 
-def run_alone(solve: Steps[Result]) -> Result:
-    """Return the result of one solve."""
-    return run([solve])[0]
-
-
 def _call_together(operation: str, calls: Sequence[Call]) -> Sequence[Any]:
     kernels = [call.kernel for call in calls]
     return kernels[0].together(operation, kernels, [call.arguments for call in calls])

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.linalg import LinAlgError
 
 from ssot import lockstep
+from ssot.checks import Vector
 from ssot.columns import Columns
 from ssot.curvature import Coupling, System
 from ssot.kernels.protocol import (
@@ -30,7 +31,6 @@ from ssot.kernels.protocol import (
     value_rounding,
 )
 from ssot.lockstep import Steps
-from ssot.problem import Vector
 
 FIRST_RADIUS = 20.0
 """Longest price change tried at first, in units of epsilon: a Newton model fails far beyond."""

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
-from scipy.special import xlogy
 
-from ssot.adjacency import GraphLike, symmetric_graph
-from ssot.arrays import LARGEST, Library, largest_magnitude, library_of, to_number, to_numpy
-
-FloatArray: TypeAlias = NDArray[np.floating[Any]]
-Vector: TypeAlias = NDArray[np.float64]
-PUBLISHED_SEMANTIC_STRENGTH = 0.2
-"""Semantic weight for each sample: the published 1000 at N = 5,120, carried to every N."""
-
-ROUNDING = 1e-6
-"""How far the sum of `prior` or `sample_weight` may be from 1 and still count as rounding."""
-
-HARD = 1e15
-"""Class strength, in units of epsilon, beyond which rounding hides the difference from inf."""
-
-BLOCK_ENTRIES = 1 << 16
-"""Entries of a block of rows that stays in cache."""
-
-FEW_ROUNDINGS = 1e-9
-"""How far above 1 a computed `rho` may be and still mean 1."""
+from ssot.adjacency import GraphLike, SymmetricGraph, symmetric_graph
+from ssot.arrays import HOST, Array, Place, isolated, namespace, to_place
+from ssot.checks import (
+    Vector,
+    checked_cost,
+    class_strengths,
+    common_place,
+    distribution,
+    first_true,
+    positive_number,
+    semantic_strength,
+    transported_mass,
+)
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -43,8 +33,9 @@ class Problem:
         + \varepsilon \Big[ \sum_{ij} Q_{ij} \log Q_{ij} + \sum_i \xi_i \log \xi_i \Big]
         \quad \text{with } \xi = \alpha - Q 1 \ge 0, \; \sum_{ij} Q_{ij} = \rho,
 
-    where :math:`\mathrm{KL}_j(c \| r) = c_j \log(c_j / r_j) - c_j + r_j`. After construction every
-    attribute is a NumPy value in the form described below, whatever was passed.
+    where :math:`\mathrm{KL}_j(c \| r) = c_j \log(c_j / r_j) - c_j + r_j`. After construction
+    `cost`, `graph` and `sample_weight` are in the caller's library and on the caller's device, and
+    all else is on the host, in the form described below.
 
     Parameters
     ----------
@@ -53,8 +44,9 @@ class Problem:
         clustering. ``inf`` forbids a pair. float64 and float32 are computed as such, float16 in
         float32, integers in float64. Exactly one of `cost` and `logits` must be given.
     graph : sparse or dense (N, N) array, or (indices, weights), optional
-        Semantic graph :math:`S`; only :math:`W = (S + S^T) / 2` matters. A SciPy sparse array, a
-        dense array, or two (N, k) arrays: the neighbours of each sample and their weights.
+        Semantic graph :math:`S`; only :math:`W = (S + S^T) / 2` matters, and is what the attribute
+        holds. A SciPy sparse array, a sparse tensor of any layout, a dense array or tensor, or two
+        (N, k) arrays or tensors: the neighbours of each sample and their weights.
     logits : (N, K) array, optional
         In place of `cost`. ``-inf`` masks a class: its plan is 0.
     rho : float
@@ -86,8 +78,8 @@ class Problem:
         The finite cost nearest to 0 where all have one sign, else 0.
     forbids_pairs : bool
         Whether some cost is inf.
-    library : {"numpy", "torch"}
-        The library that the caller's arrays came from, and that results are returned in.
+    place : Place
+        The library and device of the caller's arrays, which results are returned in.
 
     References
     ----------
@@ -95,17 +87,17 @@ class Problem:
     Imbalanced Clustering", arXiv 2404.03446.
     """
 
-    cost: FloatArray
+    cost: Array
     common_offset: float
     forbids_pairs: bool
-    graph: sparse.csr_array | None
+    graph: SymmetricGraph | None
     rho: float
     epsilon: float
     kl_weight: Vector
     semantic_weight: float
     prior: Vector
-    sample_weight: Vector
-    library: Library
+    sample_weight: Array
+    place: Place
 
     def __init__(
         self,
@@ -120,7 +112,7 @@ class Problem:
         prior: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> None:
-        library = _common_library(
+        place = common_place(
             cost=cost,
             logits=logits,
             graph=graph,
@@ -128,31 +120,33 @@ class Problem:
             prior=prior,
             sample_weight=sample_weight,
         )
-        costs, common_offset, forbids_pairs = checked_cost(cost, logits)
-        samples, classes = costs.shape
-        w = None if graph is None else symmetric_graph(graph, samples, costs.dtype)
-        smoothing = _positive_number(epsilon, "epsilon")
-        checked = {
-            "cost": costs,
-            "common_offset": common_offset,
-            "forbids_pairs": forbids_pairs,
-            "graph": w,
-            "rho": _transported_mass(rho),
-            "epsilon": smoothing,
-            "kl_weight": _class_strengths(kl_weight, classes, smoothing),
-            "semantic_weight": _semantic_weight(semantic_weight, w, samples),
-            "prior": _distribution(prior, classes, "prior"),
-            "sample_weight": _distribution(sample_weight, samples, "sample_weight"),
-            "library": library,
-        }
+        with isolated(place):
+            costs, common_offset, forbids_pairs = checked_cost(cost, logits, place)
+            samples, classes = costs.shape
+            w = None if graph is None else symmetric_graph(graph, costs)
+            smoothing = positive_number(epsilon, "epsilon")
+            checked = {
+                "cost": costs,
+                "common_offset": common_offset,
+                "forbids_pairs": forbids_pairs,
+                "graph": w,
+                "rho": transported_mass(rho),
+                "epsilon": smoothing,
+                "kl_weight": class_strengths(kl_weight, classes, smoothing),
+                "semantic_weight": semantic_strength(semantic_weight, w, costs),
+                "prior": distribution(prior, classes, "prior", HOST),
+                "sample_weight": distribution(sample_weight, samples, "sample_weight", place),
+                "place": place,
+            }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        _require_feasible(self)
+        with isolated(place):
+            _require_feasible(self)
 
     def __repr__(self) -> str:
         samples, classes = self.cost.shape
         return (
-            f"Problem(samples={samples}, classes={classes}, dtype={self.cost.dtype}, "
+            f"Problem(samples={samples}, classes={classes}, {self.cost.dtype}, {self.place}, "
             f"rho={self.rho:g}, epsilon={self.epsilon:g}, semantic_weight={self.semantic_weight:g})"
         )
 
@@ -163,183 +157,39 @@ class Problem:
 
     def has_constraints_of(self, other: Problem) -> bool:
         """Whether a plan that is feasible for `other` is feasible here: same masses, same masks."""
+        xp = namespace(self.cost)
         is_hard = np.isinf(self.kl_weight)
         return (
             self.rho == other.rho
-            and np.array_equal(self.sample_weight, other.sample_weight)
             and np.array_equal(is_hard, np.isinf(other.kl_weight))
             and np.array_equal(self.prior[is_hard], other.prior[is_hard])
             and np.array_equal(self.prior > 0, other.prior > 0)
             and self.forbids_pairs == other.forbids_pairs
+            and bool(xp.all(self.sample_weight == to_place(other.sample_weight, self.place)))
             and (
-                not self.forbids_pairs or np.array_equal(np.isinf(self.cost), np.isinf(other.cost))
+                not self.forbids_pairs
+                or bool(xp.all(xp.isinf(self.cost) == xp.isinf(to_place(other.cost, self.place))))
             )
         )
 
     @cached_property
     def weight_entropy(self) -> float:
         """``sum alpha log alpha``, where 0 log 0 is 0."""
-        return float(xlogy(self.sample_weight, self.sample_weight).sum())
+        xp = namespace(self.sample_weight)
+        weight = self.sample_weight[self.sample_weight > 0]
+        return float(xp.sum(weight * xp.log(weight)))
 
     @cached_property
     def reachable(self) -> NDArray[np.bool_]:
         """Whether some sample with mass may join class j, (K,): False where all costs are inf."""
         if not self.forbids_pairs:
             return np.ones(self.cost.shape[1], dtype=bool)
+        xp = namespace(self.cost)
         has_mass = (self.sample_weight > 0)[:, None]
-        cheapest = self.cost.min(axis=0, where=has_mass, initial=np.inf)
-        return np.asarray(np.isfinite(cheapest))
-
-
-def checked_cost(
-    cost: ArrayLike | None, logits: ArrayLike | None
-) -> tuple[FloatArray, float, bool]:
-    """Return the checked, C-contiguous N x K cost, ``-log softmax(logits)`` where these are given.
-
-    Also the common offset of its entries, and whether some are inf; see `Problem`.
-    """
-    if (cost is None) == (logits is None):
-        given = "neither" if cost is None else "both"
-        raise ValueError(f"exactly one of cost and logits must be given, got {given}")
-    name, allowed_infinity = ("logits", -np.inf) if cost is None else ("cost", np.inf)
-    array = to_numpy(logits if cost is None else cost, name)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(
-            f"{name} must be a two-dimensional array (samples, classes) with at least one of each, "
-            f"got shape {array.shape}"
+        reachable: NDArray[np.bool_] = to_place(
+            xp.any(xp.isfinite(self.cost) & has_mass, axis=0), HOST
         )
-    array = np.ascontiguousarray(array, _computing_dtype(array.dtype))
-    smallest, largest = float(array.min()), float(array.max())
-    is_finite = math.isfinite(smallest) and math.isfinite(largest)
-    if not is_finite:
-        smallest, largest = _check_entries(array, name, allowed_infinity)
-    limit = largest_magnitude(array.dtype)
-    if max(-smallest, largest) > limit:
-        raise ValueError(
-            f"{name} has finite entries above {limit:.0e}, where sums of {array.dtype} overflow; "
-            "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
-        )
-    if name == "logits":
-        return _negative_log_softmax(array), 0.0, not is_finite
-    return array, max(smallest, 0.0) + min(largest, 0.0), not is_finite
-
-
-def _negative_log_softmax(logits: FloatArray) -> FloatArray:
-    """Return ``-log softmax`` of each row, by blocks of rows that stay in cache."""
-    cost = np.empty_like(logits)
-    height = max(1, BLOCK_ENTRIES // logits.shape[1])
-    for start in range(0, len(logits), height):
-        block = cost[start : start + height]
-        given = logits[start : start + height]
-        np.subtract(given.max(axis=1, keepdims=True), given, out=block)
-        total = np.exp(-block).sum(axis=1, keepdims=True, dtype=np.float64)
-        block += np.log(total).astype(block.dtype)
-    return cost
-
-
-def _common_library(**arguments: Any) -> Library:
-    libraries = {
-        name: library_of(value)
-        for name, value in arguments.items()
-        if isinstance(value, np.ndarray) or library_of(value) == "torch"
-    }
-    if len(set(libraries.values())) > 1:
-        given = ", ".join(f"{name} from {library}" for name, library in libraries.items())
-        raise TypeError(f"all arrays must come from one library, got {given}; convert one of them")
-    return next(iter(libraries.values()), "numpy")
-
-
-def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    is_single = dtype.kind == "f" and dtype.itemsize <= np.float32().itemsize
-    return np.dtype(np.float32 if is_single else np.float64)
-
-
-def _check_entries(array: FloatArray, name: str, allowed_infinity: float) -> tuple[float, float]:
-    """Check an array that is not finite, and return its extreme finite entries, 0 without any."""
-    if np.isnan(array).any() or (array == -allowed_infinity).any():
-        raise ValueError(
-            f"{name} must not contain NaN or {-allowed_infinity}, first seen in row "
-            f"{int(np.argmax((np.isnan(array) | (array == -allowed_infinity)).any(axis=1)))}; "
-            f"only {allowed_infinity} is allowed, for a forbidden pair"
-        )
-    if name == "logits" and np.isinf(array).all(axis=1).any():
-        row = int(np.argmax(np.isinf(array).all(axis=1)))
-        raise ValueError(f"logits row {row} masks every class; leave that sample out")
-    is_finite = np.isfinite(array)
-    smallest = float(array.min(where=is_finite, initial=np.inf))
-    largest = float(array.max(where=is_finite, initial=-np.inf))
-    return (smallest, largest) if smallest <= largest else (0.0, 0.0)
-
-
-def _positive_number(value: Any, name: str) -> float:
-    number = to_number(value, name)
-    if not 1 / LARGEST <= number <= LARGEST:
-        raise ValueError(
-            f"{name} must be a number above 0, from {1 / LARGEST:.0e} to {LARGEST:.0e}, "
-            f"got {number}"
-        )
-    return number
-
-
-def _transported_mass(rho: Any) -> float:
-    number = to_number(rho, "rho")
-    if not 0 < number <= 1 + FEW_ROUNDINGS:
-        raise ValueError(f"rho must be in (0, 1], got {number}; it is a fraction of the samples")
-    return min(number, 1.0)
-
-
-def _class_strengths(kl_weight: Any, classes: int, epsilon: float) -> Vector:
-    array = to_numpy(kl_weight, "kl_weight").astype(np.float64)
-    if array.shape not in ((), (1,), (classes,)):
-        raise ValueError(
-            f"kl_weight must be a number or one number per class, shape {(classes,)}, "
-            f"got shape {array.shape}"
-        )
-    if not (array >= 1 / LARGEST).all():
-        raise ValueError(
-            f"kl_weight must be above 0, at least {1 / LARGEST:.0e} (inf for hard class sizes), "
-            f"got {array.min()}; to ignore class sizes, use a small value such as 0.01 * epsilon"
-        )
-    return np.broadcast_to(np.where(array < HARD * epsilon, array, np.inf), classes)
-
-
-def _semantic_weight(value: Any, w: sparse.csr_array | None, samples: int) -> float:
-    if value is None:
-        return 0.0 if w is None else PUBLISHED_SEMANTIC_STRENGTH * samples
-    number = to_number(value, "semantic_weight")
-    if number and w is None:
-        raise ValueError(
-            f"semantic_weight={number} needs a graph; pass graph=, for example from knn_graph, "
-            "or leave semantic_weight out"
-        )
-    if w is None:
-        return 0.0
-    strongest_edge = float(np.abs(w.data).max()) if w.nnz else 0.0
-    largest = largest_magnitude(w.dtype) / max(1.0, strongest_edge)
-    if not 0 <= number <= largest:
-        raise ValueError(
-            f"semantic_weight must be finite, 0 or above, got {number}; above {largest:.0e} "
-            f"sums of {w.dtype} overflow: divide cost, epsilon and kl_weight too, or use float64"
-        )
-    return number
-
-
-def _distribution(value: Any, length: int, name: str) -> Vector:
-    if value is None:
-        return np.full(length, 1.0 / length)
-    array = to_numpy(value, name).astype(np.float64)
-    if array.shape != (length,):
-        raise ValueError(f"{name} must have shape {(length,)} to match cost, got {array.shape}")
-    is_valid = np.isfinite(array) & (array >= 0)
-    if not is_valid.all():
-        first = int(np.argmin(is_valid))
-        raise ValueError(
-            f"{name} must have finite entries, 0 or above, got {array[first]} at index {first}"
-        )
-    total = float(array.sum())
-    if abs(total - 1) > ROUNDING:
-        raise ValueError(f"{name} must sum to 1, got {total:.9g}; pass {name} / {name}.sum()")
-    return array / total
+        return reachable
 
 
 def _require_feasible(problem: Problem) -> None:
@@ -357,12 +207,14 @@ def _require_feasible(problem: Problem) -> None:
 
 
 def _require_allowed_mass(problem: Problem) -> None:
-    is_open = problem.reachable & (problem.prior > 0)
-    forbidden = (np.isinf(problem.cost) | ~is_open).all(axis=1) & (problem.sample_weight > 0)
-    available = 1.0 - float(problem.sample_weight[forbidden].sum())
-    if forbidden.any() and (problem.rho == 1 or available < problem.rho):
+    xp = namespace(problem.cost)
+    is_open = to_place(problem.reachable & (problem.prior > 0), problem.place)
+    has_mass = problem.sample_weight > 0
+    forbidden = xp.all(xp.isinf(problem.cost) | ~is_open, axis=1) & has_mass
+    available = 1.0 - float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
+    if xp.any(forbidden) and (problem.rho == 1 or available < problem.rho):
         raise ValueError(
-            f"cost forbids every class with a share to {int(forbidden.sum())} samples, first in "
-            f"row {int(np.argmax(forbidden))}, so that only {available:.6g} of the mass can be "
+            f"cost forbids every class with a share to {int(xp.sum(forbidden))} samples, first in "
+            f"row {first_true(forbidden)}, so that only {available:.6g} of the mass can be "
             f"labelled, but rho = {problem.rho}; lower rho or drop those samples"
         )

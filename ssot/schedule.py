@@ -13,7 +13,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-from ssot.problem import PUBLISHED_SEMANTIC_STRENGTH
+from ssot.checks import PUBLISHED_SEMANTIC_STRENGTH
 
 
 def sigmoid_ramp(progress: float, start: float = 0.1) -> float:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssot.checks import Vector
 from ssot.columns import Columns
 from ssot.kernels.protocol import Kernel, Matrix, Plan
 from ssot.lockstep import Steps
 from ssot.newton import SMALLEST_RADIUS, Ascent, Climb, Point, SemiDual, climb
-from ssot.problem import Problem, Vector
+from ssot.problem import Problem
 
 ANNEALING_FACTOR = 4.0
 """By how much epsilon falls from one level to the next."""

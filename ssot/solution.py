@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ssot.arrays import library_of, to_library
+from ssot.arrays import HOST, Array, isolated, namespace, place_of, to_place
 from ssot.certificate import Certificate
+from ssot.checks import checked_cost
 from ssot.kernels.protocol import Plan, Vector
 from ssot.objective import Objective
-from ssot.problem import FloatArray, Problem, checked_cost
+from ssot.problem import Problem
 from ssot.status import Status
 
 
@@ -21,7 +22,7 @@ from ssot.status import Status
 class Solution:
     """A plan and everything known about it.
 
-    Arrays come in the caller's own library, NumPy or Torch.
+    Arrays come in the caller's own library, NumPy or Torch, and on the device of the cost.
 
     Attributes
     ----------
@@ -57,7 +58,7 @@ class Solution:
 
         The solution's own array, which `init` and the labels read: copy it before changing it.
         """
-        return to_library(self._plan.matrix, self.problem.library)
+        return self._plan.matrix
 
     @property
     def prices(self) -> Any:
@@ -68,7 +69,7 @@ class Solution:
         cluster at rho = 1. Where every class size is hard only differences matter, and the finite
         prices have mean 0.
         """
-        return to_library(self._prices, self.problem.library)
+        return to_place(self._prices, self.problem.place)
 
     @property
     def labels(self) -> Any:
@@ -77,7 +78,7 @@ class Solution:
         Samples whose row of the plan is 0, for example because their weight is, get the class that
         `predict` gives them.
         """
-        return to_library(self._labels, self.problem.library)
+        return self._labels
 
     @property
     def confidence(self) -> Any:
@@ -85,12 +86,12 @@ class Solution:
 
         0 for samples without weight.
         """
-        return to_library(self._confidence, self.problem.library)
+        return self._confidence
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> Any:
         """Floating-point type of the computation and of the plan."""
-        return self._plan.matrix.dtype  # type: ignore[no-any-return]
+        return self._plan.matrix.dtype
 
     def predict(self, cost: ArrayLike | None = None, *, logits: ArrayLike | None = None) -> Any:
         """Label samples that were not in the problem, by ``argmax_j prices_j - cost_ij``.
@@ -111,34 +112,42 @@ class Solution:
         TypeError, ValueError
             If the array is not a valid cost, or has another number of classes.
         """
-        checked, _, _ = checked_cost(cost, logits)
-        classes = len(self._prices) - 1
-        if checked.shape[1] != classes:
-            raise ValueError(
-                f"{'logits' if cost is None else 'cost'} must have {classes} columns, one for each "
-                f"class of the solved problem, got {checked.shape[1]}"
-            )
-        if np.isinf(checked).all(axis=1).any():
-            row = int(np.argmax(np.isinf(checked).all(axis=1)))
-            raise ValueError(f"cost forbids every class in row {row}; leave that sample out")
-        return to_library(self._nearest(checked), library_of(logits if cost is None else cost))
+        place = place_of(logits if cost is None else cost)
+        with isolated(place):
+            checked, _, _ = checked_cost(cost, logits, place)
+            classes = len(self._prices) - 1
+            if checked.shape[1] != classes:
+                raise ValueError(
+                    f"{'logits' if cost is None else 'cost'} must have {classes} columns, one for "
+                    f"each class of the solved problem, got {checked.shape[1]}"
+                )
+            xp = namespace(checked)
+            is_forbidden = to_place(xp.all(xp.isinf(checked), axis=1), HOST)
+            if is_forbidden.any():
+                row = int(np.argmax(is_forbidden))
+                raise ValueError(f"cost forbids every class in row {row}; leave that sample out")
+            return self._nearest(checked)
 
-    def _nearest(self, cost: FloatArray) -> NDArray[np.int64]:
-        nearest: NDArray[np.int64] = (self._prices[:-1] - cost).argmax(axis=1)
-        return nearest
-
-    @cached_property
-    def _labels(self) -> NDArray[np.int64]:
-        matrix = self._plan.matrix
-        labels: NDArray[np.int64] = matrix.argmax(axis=1)
-        empty = np.flatnonzero(~matrix.any(axis=1))
-        labels[empty] = self._nearest(self.problem.cost[empty])
-        return labels
+    def _nearest(self, cost: Array) -> Array:
+        return namespace(cost).argmax(to_place(self._prices[:-1], place_of(cost)) - cost, axis=1)
 
     @cached_property
-    def _confidence(self) -> FloatArray:
-        matrix, weight = self._plan.matrix, self.problem.sample_weight
-        mass = matrix.sum(axis=1, dtype=np.float64)
-        share = np.divide(mass, weight, out=np.zeros_like(mass), where=weight > 0)
-        confidence: FloatArray = share.clip(max=1.0).astype(matrix.dtype)
-        return confidence
+    def _labels(self) -> Array:
+        matrix, xp = self._plan.matrix, namespace(self._plan.matrix)
+        with isolated(self.problem.place):
+            labels = xp.argmax(matrix, axis=1)
+            empty = xp.nonzero(~xp.any(matrix > 0, axis=1))[0]
+            labels[empty] = self._nearest(self.problem.cost[empty])
+            return labels
+
+    @cached_property
+    def _confidence(self) -> Array:
+        matrix, weight, xp = (
+            self._plan.matrix,
+            self.problem.sample_weight,
+            namespace(self._plan.matrix),
+        )
+        with isolated(self.problem.place):
+            mass = xp.sum(matrix, axis=1, dtype=xp.float64)
+            share = xp.where(weight > 0, mass / xp.where(weight > 0, weight, 1.0), 0.0)
+            return xp.astype(xp.clip(share, max=1.0), matrix.dtype)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ssot.adjacency import GraphLike
-from ssot.arrays import LARGEST, to_number, to_numpy
+from ssot.arrays import isolated, to_number, to_place
+from ssot.batch import SolutionBatch, batch_of_problems, is_batch, split_init
 from ssot.certificate import certify
 from ssot.kernels import Plan, make_kernel
-from ssot.lockstep import run_alone
-from ssot.mm import Limits, Start, minimise
+from ssot.lockstep import run
+from ssot.mm import Limits, minimise
 from ssot.problem import Problem
 from ssot.solution import Solution
+from ssot.start import start_from
 from ssot.status import Progress
 
 Callback: TypeAlias = Callable[[Progress], bool | None]
@@ -68,7 +71,9 @@ def sp2ot_plan(
     ((3, 2), 0.5)
     """
     _check_on_failure(on_failure)
-    return _settle(solve(cost, graph, on_failure="return", **options), on_failure).plan
+    result = solve(cost, graph, on_failure="return", **options)
+    _settle(list(result) if isinstance(result, SolutionBatch) else [result], result, on_failure)
+    return result.plan
 
 
 def solve(
@@ -89,7 +94,7 @@ def solve(
     callback: Callback | None = None,
     on_failure: OnFailure = "warn",
     backend: str = "auto",
-) -> Solution:
+) -> Solution | Any:
     """Solve a semantic-regularised progressive partial optimal-transport problem.
 
     One function for the whole family: ``semantic_weight=0`` is P²OT; with ``rho=1`` that is
@@ -139,28 +144,29 @@ def solve(
     SP²OT, arXiv 2404.03446; P²OT, arXiv 2401.09266.
     """
     _check_on_failure(on_failure)
-    problem = Problem(
-        cost,
-        graph,
-        logits=logits,
-        rho=rho,
-        epsilon=epsilon,
-        kl_weight=kl_weight,
-        semantic_weight=semantic_weight,
-        prior=prior,
-        sample_weight=sample_weight,
-    )
-    solution = solve_problem(
-        problem,
-        tol=tol,
-        max_steps=max_steps,
-        max_passes=max_passes,
-        init=init,
-        callback=callback,
-        on_failure="return",
-        backend=backend,
-    )
-    return _settle(solution, on_failure)
+    _check_options(tol, max_steps, max_passes, callback)
+    limits = Limits(tol, max_steps, max_passes)
+    arguments: dict[str, Any] = {
+        "cost": cost,
+        "graph": graph,
+        "logits": logits,
+        "rho": rho,
+        "epsilon": epsilon,
+        "kl_weight": kl_weight,
+        "semantic_weight": semantic_weight,
+        "prior": prior,
+        "sample_weight": sample_weight,
+    }
+    if not is_batch(arguments):
+        solution = _solve_together([Problem(**arguments)], [init], limits, callback, backend)[0]
+        _settle([solution], solution, on_failure)
+        return solution
+    problems = batch_of_problems(arguments)
+    inits = split_init(init, len(problems))
+    solutions = _solve_together(problems, inits, limits, callback, backend)
+    batch = SolutionBatch(tuple(solutions))
+    _settle(solutions, batch, on_failure)
+    return batch
 
 
 def solve_problem(
@@ -175,42 +181,79 @@ def solve_problem(
     backend: str = "auto",
 ) -> Solution:
     """Solve a `Problem` that is already made and checked; see `solve` for the arguments."""
-    began = time.perf_counter()
     _check_on_failure(on_failure)
     _check_options(tol, max_steps, max_passes, callback)
-    start = _start(init, problem)
-    kernel = make_kernel(problem, backend)
     limits = Limits(tol, max_steps, max_passes)
-    outcome = run_alone(minimise(problem, kernel, limits, start, callback))
-    certificate = certify(problem, outcome)
-    solution = Solution(
-        problem=problem,
-        objective=outcome.objective,
-        status=outcome.status,
-        certificate=certificate,
-        tol=float(tol),
-        backend=kernel.name,
-        seconds=time.perf_counter() - began,
-        _plan=outcome.plan,
-        _prices=outcome.prices,
-    )
-    return _settle(solution, on_failure)
+    solution = _solve_together([problem], [init], limits, callback, backend)[0]
+    _settle([solution], solution, on_failure)
+    return solution
 
 
-def _settle(solution: Solution, on_failure: OnFailure) -> Solution:
-    """Return a solution, or do what the caller of a public function wants about a failure."""
-    if solution.status.is_success or on_failure == "return":
-        return solution
-    found = solution.certificate
+def _solve_together(
+    problems: Sequence[Problem],
+    inits: Sequence[Solution | ArrayLike | None],
+    limits: Limits,
+    callback: Callback | None,
+    backend: str,
+) -> list[Solution]:
+    """Return the solutions of problems of one shape."""
+    began = time.perf_counter()
+    kernels = [make_kernel(problem, backend) for problem in problems]
+    with isolated(kernels[0].place):
+        outcomes = run(
+            minimise(problem, kernel, limits, start_from(init, problem, kernel.place), told)
+            for problem, kernel, init, told in zip(
+                problems, kernels, inits, _callbacks(callback, len(problems)), strict=True
+            )
+        )
+        certificates = [certify(*pair) for pair in zip(problems, outcomes, strict=True)]
+    seconds = time.perf_counter() - began
+    return [
+        Solution(
+            problem=problem,
+            objective=outcome.objective,
+            status=outcome.status,
+            certificate=certificate,
+            tol=float(limits.tol),
+            backend=kernel.name,
+            seconds=seconds,
+            _plan=Plan(*(to_place(part, problem.place) for part in outcome.plan)),
+            _prices=outcome.prices,
+        )
+        for problem, kernel, outcome, certificate in zip(
+            problems, kernels, outcomes, certificates, strict=True
+        )
+    ]
+
+
+def _callbacks(callback: Callback | None, problems: int) -> list[Callback | None]:
+    """Return a callback for each problem, which tells its index."""
+    if callback is None or problems == 1:
+        return [callback] * problems
+
+    def with_index(index: int) -> Callback:
+        return lambda progress: callback(replace(progress, problem=index))
+
+    return [with_index(index) for index in range(problems)]
+
+
+def _settle(solutions: Sequence[Solution], result: Any, on_failure: OnFailure) -> None:
+    """Do what the caller of a public function wants about failures."""
+    failed = [(i, s) for i, s in enumerate(solutions) if not s.status.is_success]
+    if not failed or on_failure == "return":
+        return
+    index, worst = failed[0]
+    found = worst.certificate
+    where = "" if len(solutions) == 1 else f"{len(failed)} of {len(solutions)} problems, "
+    where += "" if len(solutions) == 1 else f"first problem {index}: "
     message = (
-        f"{solution.status.advice} (stationarity gap {found.stationarity_gap:.2g}, column residual "
-        f"{found.column_residual:.2g}, mass error {found.mass_error:.2g}; "
-        f"tol {solution.tol:.2g})"
+        f"{where}{worst.status.advice} (stationarity gap {found.stationarity_gap:.2g}, column "
+        f"residual {found.column_residual:.2g}, mass error {found.mass_error:.2g}; "
+        f"tol {worst.tol:.2g})"
     )
     if on_failure == "raise":
-        raise ConvergenceError(message, solution)
+        raise ConvergenceError(message, result)
     warnings.warn(message, ConvergenceWarning, stacklevel=3)
-    return solution
 
 
 def _check_on_failure(on_failure: str) -> None:
@@ -226,41 +269,3 @@ def _check_options(tol: float, max_steps: int, max_passes: int, callback: Callba
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of a Progress, or None, got {callback!r}")
-
-
-def _start(init: Solution | ArrayLike | None, problem: Problem) -> Start:
-    if init is None:
-        return Start()
-    classes = problem.cost.shape[1]
-    if not isinstance(init, Solution):
-        try:
-            prices = to_numpy(init, "init").astype(np.float64)
-        except TypeError as error:
-            raise TypeError(
-                "init must be a Solution returned by solve, or its prices, "
-                f"got {type(init).__name__}"
-            ) from error
-        if prices.shape != (classes + 1,):
-            raise ValueError(
-                f"init must be a Solution, or the {classes + 1} prices of one, "
-                f"got an array of shape {prices.shape}"
-            )
-        is_price = (prices == -np.inf) | (np.abs(prices) <= LARGEST)
-        if not is_price.all():
-            first = int(np.argmin(is_price))
-            raise ValueError(
-                f"init must be finite, at most {LARGEST:.0e}, or -inf for a closed class, "
-                f"got {prices[first]} at index {first}"
-            )
-        return Start(prices)
-    samples_before, classes_before = init.problem.cost.shape
-    if classes != classes_before:
-        raise ValueError(
-            f"init must have the classes of the problem, {classes}, got a solution of "
-            f"{classes_before}; leave it out to start cold"
-        )
-    if samples_before != problem.cost.shape[0]:
-        return Start(init._prices)
-    matrix = init._plan.matrix.astype(problem.cost.dtype, copy=False)
-    is_feasible = problem.has_constraints_of(init.problem)
-    return Start(init._prices, Plan(matrix, init._plan.slack), is_feasible)

@@ -56,9 +56,12 @@ class Progress:
         Its stationarity gap.
     row_passes : int
         Times the cost was read so far.
+    problem : int
+        Index of the problem in its batch, 0 for a single one.
     """
 
     step: int
     objective: float
     gap: float
     row_passes: int
+    problem: int = 0

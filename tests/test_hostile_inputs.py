@@ -231,7 +231,7 @@ SHAPES = [
     right("N<K, hard", cost=COST.T, kl_weight=inf),
     *(
         refused(f"shape {np.shape(cost)}", "cost", "two-dimensional", cost=cost)
-        for cost in (3.0, [], [[]], COST[0], COST[None], COST[:0], COST[:, :0])
+        for cost in (3.0, [], [[]], COST[0], COST[None, None], COST[:0], COST[:, :0])
     ),
     refused("logits 1-D", "logits", "two-dimensional", logits=COST[0]),
     refused("ragged", "cost", "rectangular", cost=[[1, 2], [3]]),

@@ -160,7 +160,9 @@ def test_coupling_is_the_derivative_of_the_masses(setting, problem, kernel, prod
 def test_coupling_solves_its_own_system(setting, size):
     problem = problem_of(size, setting.dtype)
     prices = prices_of(problem)
-    _, coupling = make_kernel(problem, setting.backend).row_pass(None, prices, EPSILON, system_of(problem))
+    _, coupling = make_kernel(problem, setting.backend).row_pass(
+        None, prices, EPSILON, system_of(problem)
+    )
     rng = np.random.default_rng(0)
     free = np.flatnonzero(rng.random(len(prices)) < 0.9)
     diagonal, gradient = 1e-3 * rng.random(len(free)), rng.standard_normal(len(free))

@@ -204,13 +204,12 @@ def test_tensors_without_data_are_refused(name):
     ("name", "value", "fix"),
     [
         ("cost", tensor(COST).to_sparse(), "dense"),
-        ("graph", tensor(GRAPH).to_sparse(), "SciPy"),
         ("cost", tensor(COST, torch.complex128), "real"),
         ("cost", torch.full((3, 2), torch.nan), "NaN"),
         ("prior", tensor(PRIOR)[:3], r"shape \(4,\)"),
         ("rho", tensor([0.3, 0.4]), "one number"),
     ],
-    ids=["sparse cost", "sparse graph", "complex", "NaN", "wrong length", "two numbers"],
+    ids=["sparse cost", "complex", "NaN", "wrong length", "two numbers"],
 )
 def test_bad_tensors_are_refused(name, value, fix):
     with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b.*{fix}"):

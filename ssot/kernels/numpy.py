@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import xlogy
 
+from ssot.arrays import HOST
 from ssot.curvature import (
     LARGEST_DENSE,
     LARGEST_TAIL,
@@ -36,6 +37,7 @@ class NumpyKernel:
     """The N x K operations in NumPy, with SciPy for the sparse product."""
 
     name = "numpy"
+    place = HOST
 
     def __init__(self, bound: Bound) -> None:
         self.resolution = float(np.finfo(bound.cost.dtype).eps)
@@ -48,7 +50,7 @@ class NumpyKernel:
 
     @property
     def _graph(self) -> sparse.csr_array:
-        if self._bound.graph is None:
+        if not isinstance(self._bound.graph, sparse.csr_array):
             raise ValueError("a product with the graph needs a problem with a graph")
         return self._bound.graph
 

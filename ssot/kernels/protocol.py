@@ -7,11 +7,12 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
+from ssot.adjacency import SymmetricGraph
+from ssot.arrays import Array, Place
 from ssot.curvature import Coupling, System
 
-Matrix: TypeAlias = Any
+Matrix: TypeAlias = Array
 """An array of the backend's own library: N x K for costs and plans, N for slacks."""
 
 Vector: TypeAlias = NDArray[np.float64]
@@ -80,11 +81,11 @@ class PlanSums(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """What a CPU kernel is bound to: the problem's arrays, and the offset that all costs share."""
+    """What a kernel is bound to: the problem's arrays, and the offset that all costs share."""
 
     cost: Matrix
-    sample_weight: Vector
-    graph: sparse.csr_array | None
+    sample_weight: Array
+    graph: SymmetricGraph | None
     semantic_weight: float
     shift: float
 
@@ -105,6 +106,8 @@ class Kernel(Protocol):
     ----------
     name : str
         Name of the backend.
+    place : Place
+        The library and the device of its arrays.
     resolution : float
         Relative rounding error of its N x K arrays.
     samples : int
@@ -114,6 +117,7 @@ class Kernel(Protocol):
     """
 
     name: str
+    place: Place
     resolution: float
     samples: int
     shift: float

@@ -6,6 +6,8 @@ import os
 import sys
 from importlib.util import find_spec
 
+from ssot.adjacency import Edges
+from ssot.arrays import HOST, to_place
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Bound, Kernel
 from ssot.problem import Problem
@@ -40,18 +42,22 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     obstacle = None if backend == "numpy" else _obstacle_to_numba()
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
-    bound = Bound(
-        cost=problem.cost,
-        sample_weight=problem.sample_weight,
-        graph=problem.graph,
+    if backend == "numpy" or obstacle is not None:
+        return NumpyKernel(_on_host(problem))
+    from ssot.kernels.numba import NumbaKernel
+
+    return NumbaKernel(_on_host(problem))
+
+
+def _on_host(problem: Problem) -> Bound:
+    graph = problem.graph
+    return Bound(
+        cost=to_place(problem.cost, HOST),
+        sample_weight=to_place(problem.sample_weight, HOST),
+        graph=graph.to_scipy() if isinstance(graph, Edges) else graph,
         semantic_weight=problem.semantic_weight,
         shift=problem.common_offset,
     )
-    if backend == "numpy" or obstacle is not None:
-        return NumpyKernel(bound)
-    from ssot.kernels.numba import NumbaKernel
-
-    return NumbaKernel(bound)
 
 
 def _obstacle_to_numba() -> str | None:

@@ -1,0 +1,216 @@
+"""The checks of a problem's arguments, each with its message."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ssot.adjacency import SymmetricGraph, edge_weights
+from ssot.arrays import (
+    HOST,
+    LARGEST,
+    Array,
+    Place,
+    checked_array,
+    largest_magnitude,
+    namespace,
+    place_of,
+    require_device,
+    to_computing_dtype,
+    to_number,
+    to_numpy,
+    to_place,
+)
+
+Vector: TypeAlias = NDArray[np.float64]
+
+PUBLISHED_SEMANTIC_STRENGTH = 0.2
+"""Semantic weight for each sample: the published 1000 at N = 5,120, carried to every N."""
+
+ROUNDING = 1e-5
+"""How far the sum of `prior` or `sample_weight` may be from 1 and still count as rounding."""
+
+HARD = 1e15
+"""Class strength, in units of epsilon, beyond which rounding hides the difference from inf."""
+
+BLOCK_ENTRIES = 1 << 16
+"""Entries of a block of rows that stays in cache."""
+
+FEW_ROUNDINGS = 1e-9
+"""How far above 1 a computed `rho` may be and still mean 1."""
+
+
+def checked_cost(
+    cost: ArrayLike | None, logits: ArrayLike | None, place: Place
+) -> tuple[Array, float, bool]:
+    """Return the checked, C-contiguous N x K cost, ``-log softmax(logits)`` where these are given.
+
+    Also the common offset of its entries, and whether some are inf; see `Problem`.
+    """
+    if (cost is None) == (logits is None):
+        given = "neither" if cost is None else "both"
+        raise ValueError(f"exactly one of cost and logits must be given, got {given}")
+    name, allowed_infinity = ("logits", -np.inf) if cost is None else ("cost", np.inf)
+    array = to_place(checked_array(logits if cost is None else cost, name), place)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{name} must be a two-dimensional array (samples, classes) with at least one of each, "
+            f"got shape {tuple(array.shape)}"
+        )
+    array = to_computing_dtype(array)
+    xp = namespace(array)
+    smallest, largest = float(xp.min(array)), float(xp.max(array))
+    is_finite = math.isfinite(smallest) and math.isfinite(largest)
+    if not is_finite:
+        smallest, largest = _check_entries(array, name, allowed_infinity)
+    limit = largest_magnitude(array)
+    if max(-smallest, largest) > limit:
+        raise ValueError(
+            f"{name} has finite entries above {limit:.0e}, where sums of {array.dtype} overflow; "
+            "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
+        )
+    if name == "logits":
+        return _negative_log_softmax(array), 0.0, not is_finite
+    return array, max(smallest, 0.0) + min(largest, 0.0), not is_finite
+
+
+def _negative_log_softmax(logits: Array) -> Array:
+    """Return ``-log softmax`` of each row; in NumPy by blocks of rows that stay in cache."""
+    if not isinstance(logits, np.ndarray):
+        return logits.log_softmax(dim=1).neg_()
+    cost = np.empty_like(logits)
+    height = max(1, BLOCK_ENTRIES // logits.shape[1])
+    for start in range(0, len(logits), height):
+        block = cost[start : start + height]
+        given = logits[start : start + height]
+        np.subtract(given.max(axis=1, keepdims=True), given, out=block)
+        total = np.exp(-block).sum(axis=1, keepdims=True, dtype=np.float64)
+        block += np.log(total).astype(block.dtype)
+    return cost
+
+
+def common_place(**arguments: Any) -> Place:
+    """Return where the caller's arrays live; lists and SciPy's sparse arrays suit any place."""
+    places = {}
+    for name, value in arguments.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            place = place_of(part)
+            if place.library == "torch":
+                require_device(part, name)
+            if place != HOST or isinstance(part, np.ndarray):
+                places[name] = place
+    if len(set(places.values())) > 1:
+        given = ", ".join(f"{name} from {place}" for name, place in places.items())
+        raise TypeError(
+            f"all arrays must come from one library and device, got {given}; convert one of them"
+        )
+    return next(iter(places.values()), HOST)
+
+
+def _check_entries(array: Array, name: str, allowed_infinity: float) -> tuple[float, float]:
+    """Check an array that is not finite, and return its extreme finite entries, 0 without any."""
+    xp = namespace(array)
+    is_wrong = xp.any(xp.isnan(array) | (array == -allowed_infinity), axis=1)
+    if xp.any(is_wrong):
+        raise ValueError(
+            f"{name} must not contain NaN or {-allowed_infinity}, first seen in row "
+            f"{first_true(is_wrong)}; only {allowed_infinity} is allowed, for a forbidden pair"
+        )
+    is_masked = xp.all(xp.isinf(array), axis=1)
+    if name == "logits" and xp.any(is_masked):
+        raise ValueError(
+            f"logits row {first_true(is_masked)} masks every class; leave that sample out"
+        )
+    is_finite = xp.isfinite(array)
+    smallest = float(xp.min(xp.where(is_finite, array, math.inf)))
+    largest = float(xp.max(xp.where(is_finite, array, -math.inf)))
+    return (smallest, largest) if smallest <= largest else (0.0, 0.0)
+
+
+def first_true(condition: Array) -> int:
+    """Return the index of the first entry that is True."""
+    return int(namespace(condition).nonzero(condition)[0][0])
+
+
+def positive_number(value: Any, name: str) -> float:
+    """Return a number above 0."""
+    number = to_number(value, name)
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise ValueError(
+            f"{name} must be a number above 0, from {1 / LARGEST:.0e} to {LARGEST:.0e}, "
+            f"got {number}"
+        )
+    return number
+
+
+def transported_mass(rho: Any) -> float:
+    """Return rho, in (0, 1]."""
+    number = to_number(rho, "rho")
+    if not 0 < number <= 1 + FEW_ROUNDINGS:
+        raise ValueError(f"rho must be in (0, 1], got {number}; it is a fraction of the samples")
+    return min(number, 1.0)
+
+
+def class_strengths(kl_weight: Any, classes: int, epsilon: float) -> Vector:
+    """Return one strength for each class, inf for hard ones."""
+    array = to_numpy(kl_weight, "kl_weight").astype(np.float64)
+    if array.shape not in ((), (1,), (classes,)):
+        raise ValueError(
+            f"kl_weight must be a number or one number per class, shape {(classes,)}, "
+            f"got shape {array.shape}"
+        )
+    if not (array >= 1 / LARGEST).all():
+        raise ValueError(
+            f"kl_weight must be above 0, at least {1 / LARGEST:.0e} (inf for hard class sizes), "
+            f"got {array.min()}; to ignore class sizes, use a small value such as 0.01 * epsilon"
+        )
+    return np.broadcast_to(np.where(array < HARD * epsilon, array, np.inf), classes)
+
+
+def semantic_strength(value: Any, w: SymmetricGraph | None, cost: Array) -> float:
+    """Return the semantic weight, the published one by default."""
+    if value is None:
+        return 0.0 if w is None else PUBLISHED_SEMANTIC_STRENGTH * len(cost)
+    number = to_number(value, "semantic_weight")
+    if number and w is None:
+        raise ValueError(
+            f"semantic_weight={number} needs a graph; pass graph=, for example from knn_graph, "
+            "or leave semantic_weight out"
+        )
+    if w is None:
+        return 0.0
+    weights = edge_weights(w)
+    strongest_edge = float(abs(weights).max()) if len(weights) else 0.0
+    largest = largest_magnitude(cost) / max(1.0, strongest_edge)
+    if not 0 <= number <= largest:
+        raise ValueError(
+            f"semantic_weight must be finite, 0 or above, got {number}; above {largest:.0e} "
+            f"sums of {cost.dtype} overflow: divide cost, epsilon and kl_weight too, or use float64"
+        )
+    return number
+
+
+def distribution(value: Any, length: int, name: str, place: Place) -> Array:
+    """Return masses that sum to 1, in float64 and in the given place; uniform by default."""
+    if value is None:
+        return to_place(np.full(length, 1.0 / length), place)
+    array = to_place(checked_array(value, name), place)
+    xp = namespace(array)
+    array = xp.astype(array, xp.float64)
+    if tuple(array.shape) != (length,):
+        raise ValueError(
+            f"{name} must have shape {(length,)} to match cost, got {tuple(array.shape)}"
+        )
+    is_wrong = ~xp.isfinite(array) | (array < 0)
+    if xp.any(is_wrong):
+        first = first_true(is_wrong)
+        raise ValueError(
+            f"{name} must have finite entries, 0 or above, got {array[first]} at index {first}"
+        )
+    total = float(xp.sum(array))
+    if abs(total - 1) > ROUNDING:
+        raise ValueError(f"{name} must sum to 1, got {total:.9g}; pass {name} / {name}.sum()")
+    return array / total

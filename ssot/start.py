@@ -1,0 +1,52 @@
+"""Where a solve starts: cold, from prices, or from an earlier solution."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssot.arrays import LARGEST, Place, namespace, to_numpy, to_place
+from ssot.kernels import Plan
+from ssot.mm import Start
+from ssot.problem import Problem
+from ssot.solution import Solution
+
+
+def start_from(init: Solution | ArrayLike | None, problem: Problem, place: Place) -> Start:
+    """Return where to start a problem, with a plan in the given place."""
+    if init is None:
+        return Start()
+    classes = problem.cost.shape[1]
+    if not isinstance(init, Solution):
+        try:
+            prices = to_numpy(init, "init").astype(np.float64)
+        except TypeError as error:
+            raise TypeError(
+                "init must be a Solution returned by solve, or its prices, "
+                f"got {type(init).__name__}"
+            ) from error
+        if prices.shape != (classes + 1,):
+            raise ValueError(
+                f"init must be a Solution, or the {classes + 1} prices of one, "
+                f"got an array of shape {prices.shape}"
+            )
+        is_price = (prices == -np.inf) | (np.abs(prices) <= LARGEST)
+        if not is_price.all():
+            first = int(np.argmin(is_price))
+            raise ValueError(
+                f"init must be finite, at most {LARGEST:.0e}, or -inf for a closed class, "
+                f"got {prices[first]} at index {first}"
+            )
+        return Start(prices)
+    samples_before, classes_before = init.problem.cost.shape
+    if classes != classes_before:
+        raise ValueError(
+            f"init must have the classes of the problem, {classes}, got a solution of "
+            f"{classes_before}; leave it out to start cold"
+        )
+    if samples_before != problem.cost.shape[0]:
+        return Start(init._prices)
+    matrix = to_place(init._plan.matrix, problem.place)
+    matrix = namespace(matrix).astype(matrix, problem.cost.dtype, copy=False)
+    plan = Plan(to_place(matrix, place), to_place(init._plan.slack, place))
+    return Start(init._prices, plan, problem.has_constraints_of(init.problem))

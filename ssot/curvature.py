@@ -172,6 +172,21 @@ class SparseCoupling:
         return _conjugate_gradients(multiply, gradient, jacobi, longest)
 
 
+@dataclass(frozen=True, eq=False)
+class SolvedCoupling:
+    """W of which only the Newton direction is known, that of the `System` of its row pass."""
+
+    direction: Vector
+
+    def solve(
+        self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
+    ) -> Vector:
+        """Return the direction, shortened where `longest` has become less since."""
+        direction = self.direction[free]
+        length = np.abs(direction).max()
+        return direction * (longest / length) if length > longest else direction
+
+
 def _conjugate_gradients(
     multiply: Callable[[Vector], Vector], gradient: Vector, diagonal: Vector, longest: float
 ) -> Vector:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssot import lockstep
+from ssot.arrays import namespace
 from ssot.columns import Columns
 from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, Vector, value_rounding
 from ssot.lockstep import Steps
@@ -230,7 +231,10 @@ class _Descent:
 
     def own(self, plan: Plan) -> Plan:
         """Return a plan that is nobody else's."""
-        return Plan(plan.matrix.copy(), plan.slack.copy()) if plan is self._given else plan
+        if plan is not self._given:
+            return plan
+        xp = namespace(plan.matrix)
+        return Plan(*(xp.asarray(part, copy=True) for part in plan))
 
     def undo_step(self, current: _Iterate, rejected: _Iterate) -> None:
         """Return to the current plan."""

@@ -23,6 +23,8 @@ TOLERANCES = {
     ("numba", "float32"): Tolerance(solve=1e-6, plan=1e-4, value=1e-6),
     ("numpy", "float64"): Tolerance(solve=1e-10, plan=1e-9, value=1e-10),
     ("numpy", "float32"): Tolerance(solve=1e-6, plan=1e-4, value=1e-6),
+    ("torch", "float64"): Tolerance(solve=1e-10, plan=1e-9, value=1e-10),
+    ("torch", "float32"): Tolerance(solve=1e-6, plan=1e-4, value=1e-6),
 }
 
 

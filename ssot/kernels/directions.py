@@ -12,9 +12,15 @@ STEPS = 24
 
 
 def newton_directions(
-    overlap: Tensor, gradient: Tensor, diagonal: Tensor, epsilon: Tensor, longest: Tensor
+    *,
+    overlap: Tensor,
+    free: Tensor,
+    diagonal: Tensor,
+    gradient: Tensor,
+    epsilon: Tensor,
+    longest: Tensor,
 ) -> Tensor:
-    """Return d with ``(L / epsilon + diag(diagonal)) d = gradient``, roughly, no entry too long.
+    """Return d with ``(L / epsilon + diag(diagonal)) d = gradient`` on the free columns, roughly.
 
     ``L = diag(W 1) - W``. A problem keeps its direction from where it is accurate, where an entry
     would exceed `longest`, or where rounding hides the curvature.
@@ -23,13 +29,14 @@ def newton_directions(
     ----------
     overlap : (A, K + 1, K + 1) tensor
         W, of which the diagonal does not matter.
-    gradient, diagonal : (A, K + 1) tensor
-        Where both are 0, the direction is.
+    free : (A, K + 1) tensor of bool
+        Which prices may change.
+    diagonal, gradient : (A, K + 1) tensor
     epsilon, longest : (A, 1) tensor
     """
     mass = overlap.sum(dim=2)
     jacobi = (mass - overlap.diagonal(dim1=1, dim2=2)) / epsilon + diagonal
-    is_free = (jacobi > 0) & ((gradient != 0) | (diagonal > 0))
+    is_free = free & (jacobi > 0)
     jacobi = torch.where(is_free, jacobi, 1.0)
     residual = torch.where(is_free, gradient, 0.0)
     direction = torch.zeros_like(residual)

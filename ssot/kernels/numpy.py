@@ -152,13 +152,7 @@ class NumpyKernel:
         sample = self._cost[::every].astype(np.float64)
         if product is not None:
             sample -= self._pull * product[::every]
-        is_allowed = np.isfinite(sample)
-        if is_allowed.all():
-            return float(np.median(np.median(sample, axis=1) - sample.min(axis=1)))
-        allowed = np.where(is_allowed, sample, np.nan)[is_allowed.any(axis=1)]
-        if not len(allowed):
-            return 0.0
-        return float(np.median(np.nanmedian(allowed, axis=1) - np.nanmin(allowed, axis=1)))
+        return spread_of_rows(sample)
 
     def _product_rows(self, matrix: Array, rows: slice) -> Array:
         return np.asarray(self._graph[rows] @ matrix)
@@ -222,6 +216,17 @@ class _Sums:
 
     def result(self) -> RowSums:
         return RowSums(self.column_mass, self._log_partition)
+
+
+def spread_of_rows(sample: NDArray[np.float64]) -> float:
+    """Return how far the median of a row lies above its minimum, in the typical row."""
+    is_allowed = np.isfinite(sample)
+    if is_allowed.all():
+        return float(np.median(np.median(sample, axis=1) - sample.min(axis=1)))
+    allowed = np.where(is_allowed, sample, np.nan)[is_allowed.any(axis=1)]
+    if not len(allowed):
+        return 0.0
+    return float(np.median(np.nanmedian(allowed, axis=1) - np.nanmin(allowed, axis=1)))
 
 
 def _add_overlap(overlap: NDArray[np.float64], block: _SoftmaxBlock, weight: Vector) -> None:

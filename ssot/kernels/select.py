@@ -7,12 +7,12 @@ import sys
 from importlib.util import find_spec
 
 from ssot.adjacency import Edges
-from ssot.arrays import HOST, to_place
+from ssot.arrays import HOST, Place, to_place
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Bound, Kernel
 from ssot.problem import Problem
 
-BACKENDS = ("auto", "numba", "numpy")
+BACKENDS = ("auto", "numba", "numpy", "torch")
 
 _forked_from_numba = False
 """Whether this process was forked from one that had loaded Numba, whose threads are gone here."""
@@ -39,6 +39,14 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    is_on_host = problem.place == HOST or problem.place.device.type == "cpu"
+    if backend == "torch" or (backend == "auto" and not is_on_host):
+        return _torch_kernel(problem)
+    if not is_on_host:
+        raise ValueError(
+            f"backend={backend!r} computes on the CPU, but cost is on {problem.place.device}; use "
+            "backend='auto' or 'torch', or pass cost.cpu()"
+        )
     obstacle = None if backend == "numpy" else _obstacle_to_numba()
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
@@ -47,6 +55,28 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     from ssot.kernels.numba import NumbaKernel
 
     return NumbaKernel(_on_host(problem))
+
+
+def _torch_kernel(problem: Problem) -> Kernel:
+    """Return the Torch kernel on the device of the problem; the CPU for NumPy arrays."""
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeError(
+            "backend='torch' needs Torch: install the package with its torch extra"
+        ) from error
+    from ssot.kernels.torch import TorchKernel
+
+    place = Place("torch", torch.device("cpu")) if problem.place == HOST else problem.place
+    graph = problem.graph
+    bound = Bound(
+        cost=to_place(problem.cost, place),
+        sample_weight=to_place(problem.sample_weight, place),
+        graph=graph if graph is None or isinstance(graph, Edges) else Edges.of(graph, place),
+        semantic_weight=problem.semantic_weight,
+        shift=problem.common_offset,
+    )
+    return TorchKernel(bound)
 
 
 def _on_host(problem: Problem) -> Bound:

@@ -74,16 +74,20 @@ class Batch:
         self.costs = [bound.cost for bound in bounds]
         self.samples, self.classes = self.costs[0].shape
         shifts = [bound.shift for bound in bounds]
-        given = to_place(np.column_stack([np.stack(prices), shifts, epsilons]), place_of(self.costs[0]))
+        numbers = np.column_stack([np.stack(prices), shifts, epsilons])
+        given = to_place(numbers, place_of(self.costs[0]))
         self.prices, self.shift, self.epsilon = given[:, :-2], given[:, -2:-1], given[:, -1:]
-        self._exponents = given.new_empty(0)
-        self._scaled = self.costs[0].new_empty(0)
+        self._height = min(block_height(self.costs[0], len(bounds)), self.samples)
+        shape = (len(bounds), self._height, self.classes)
+        self._exponents = given.new_empty(shape)
+        is_double = self.costs[0].dtype == torch.float64
+        self._scaled = self._exponents if is_double else self.costs[0].new_empty(shape)
 
     def blocks(self, every: int = 1) -> Iterator[Block]:
         """Yield each `every`-th row in blocks; the next overwrites the arrays of the last."""
-        height = every * block_height(self.costs[0], len(self.bounds))
-        for start in range(0, self.samples, height):
-            yield self._block(slice(start, min(start + height, self.samples), every))
+        for start in range(0, self.samples, every * self._height):
+            end = min(start + every * self._height, self.samples)
+            yield self._block(slice(start, end, every))
 
     def _block(self, rows: slice) -> Block:
         exponents = self._exponents_of(rows)
@@ -91,11 +95,10 @@ class Batch:
         offset = torch.maximum(exponents.amax(dim=2), virtual_price)
         offset.masked_fill_(offset == -math.inf, 0.0)  # no open column: only rows without weight
         exponents.sub_(offset[..., None]).div_(self.epsilon[..., None])
-        if self._scaled.dtype == torch.float64:
-            scaled = exponents.exp_()
-        else:
-            scaled = _room(self._scaled, exponents.shape).copy_(exponents).exp_()
-            self._scaled = scaled if scaled.numel() > self._scaled.numel() else self._scaled
+        scaled = self._scaled[:, : exponents.shape[1]]
+        if scaled.dtype != exponents.dtype:
+            scaled.copy_(exponents)
+        scaled.exp_()
         virtual = torch.exp((virtual_price - offset) / self.epsilon)
         total = scaled.sum(dim=2, dtype=torch.float64).add_(virtual)
         total.masked_fill_(total == 0.0, 1.0)
@@ -114,10 +117,7 @@ class Batch:
 
         So a float32 problem loses accuracy only in its exponential.
         """
-        height = len(range(*rows.indices(self.samples)))
-        exponents = _room(self._exponents, (len(self.bounds), height, self.classes))
-        if exponents.numel() > self._exponents.numel():
-            self._exponents = exponents
+        exponents: Tensor = self._exponents[:, : len(range(*rows.indices(self.samples)))]
         for out, cost in zip(exponents, self.costs, strict=True):
             out.copy_(cost[rows])
         torch.sub((self.prices[:, :-1] + self.shift)[:, None], exponents, out=exponents)
@@ -137,11 +137,3 @@ def row_blocks(matrix: Tensor) -> Iterator[slice]:
     """Yield the rows of a matrix in blocks."""
     height = block_height(matrix)
     return (slice(i, min(i + height, len(matrix))) for i in range(0, len(matrix), height))
-
-
-def _room(buffer: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor of a shape, in the memory of the buffer if that is large enough."""
-    size = math.prod(shape)
-    if size > buffer.numel():
-        return buffer.new_empty(shape)
-    return buffer.view(-1)[:size].view(shape)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from ssot.adjacency import neighbour_graph
-from ssot.arrays import to_numpy
+from ssot.arrays import library_of, to_numpy
+from ssot.graph_options import (
+    NEGLIGIBLE,
+    Kernel,
+    Method,
+    check_bandwidth,
+    check_choice,
+    check_finite,
+    check_flag,
+    check_integer,
+    check_real,
+    check_shape,
+    unit_scale,
+)
 
 logger = logging.getLogger(__name__)
 
-Kernel: TypeAlias = Literal["gaussian", "cosine", "binary"]
-Method: TypeAlias = Literal["auto", "exact", "approximate"]
 Points: TypeAlias = Any
-"""N points of D coordinates: a dense (N, D) array or a SciPy CSR array, of float32 or float64."""
+"""N points of D coordinates, dense or a SciPy CSR array; of float32 or float64, if no tensor."""
 Indices: TypeAlias = NDArray[np.integer[Any]]
 Values: TypeAlias = NDArray[np.float64]
 
@@ -31,12 +40,6 @@ LARGEST_EXACT = 100_000
 
 The exact search takes time proportional to N^2: about 12 s at N = 50,000 for 64 features on two
 cores. The approximate one takes 4 s there, after half a minute of compilation in every new process.
-"""
-
-NEGLIGIBLE = 1e-30
-"""Length, relative to the largest entry of all, below which the cosine kernel sees a zero vector.
-
-Far above the smallest float32, so that dividing by a longer length cannot overflow.
 """
 
 ENTRIES_PER_BLOCK = 2**22
@@ -59,7 +62,7 @@ def knn_graph(
     include_self: bool = False,
     method: Method = "auto",
     random_state: int | None = 0,
-) -> sparse.csr_array:
+) -> Any:
     r"""Connect each sample to its k nearest neighbours in feature space.
 
     The result is the semantic graph :math:`S` of the problem: :math:`S_{ij}` is large where samples
@@ -78,8 +81,9 @@ def knn_graph(
     ----------
     features : (N, D) array
         One row for each sample, in any unit: a NumPy array, nested lists, a SciPy sparse matrix or
-        array, or a Torch tensor on any device. Use frozen features of a pre-trained network; those
-        of the head in training follow its mistakes. Never modified.
+        array, or a Torch tensor on any device that has float64 (all but Apple's MPS). Use frozen
+        features of a pre-trained network; those of the head in training follow its mistakes. Never
+        modified.
     k : int
         Neighbours of each sample, from 1 to N - 1; 5 to 50 in practice. Default 20 (published).
     kernel : {"gaussian", "cosine", "binary"}
@@ -100,16 +104,18 @@ def knn_graph(
         Exact search by scikit-learn or approximate search by PyNNDescent, which misses a few per
         cent of the neighbours (more among features without structure) but weighs those it finds
         exactly. Default "auto": exact up to N = 100,000 (`ssot.graph.LARGEST_EXACT`) and wherever
-        PyNNDescent is not installed.
+        PyNNDescent is not installed. Tensors are searched exactly at every N, on their own device:
+        "auto" is "exact" for them, and "approximate" is an error.
     random_state : int, optional
         Seed of the approximate search, 0 to 2^32 - 1; None draws a new one in each call. Default 0.
 
     Returns
     -------
-    scipy.sparse.csr_array
-        The graph, (N, N), with sorted indices and no duplicates; float32 for float32 and float16
-        features, else float64. A directed graph stores exactly k entries in each row (k + 1 with
-        the diagonal), among them weights that happen to be 0.
+    scipy.sparse.csr_array or torch.Tensor
+        The graph, (N, N), with sorted indices and no duplicates; float32 for float32 and narrower
+        floating-point features, else float64. A directed graph stores exactly k entries in each row
+        (k + 1 with the diagonal), among them weights that happen to be 0. For a tensor it is a
+        tensor of layout ``torch.sparse_csr`` on the same device, through which no gradients flow.
 
     Raises
     ------
@@ -119,11 +125,13 @@ def knn_graph(
         If `features` is not two-dimensional and finite, or another argument is out of its range.
     ImportError
         If scikit-learn, or PyNNDescent where asked for, is missing: the extra ``graph`` has both.
+        Tensors need neither.
 
     Notes
     -----
     Memory is proportional to N (k + D), never to N^2. Which of several equally distant neighbours
-    are kept is arbitrary.
+    are kept is arbitrary. Tensors of any dtype are computed with in float64, whatever autocast and
+    the flags for reduced precision say.
 
     References
     ----------
@@ -140,15 +148,28 @@ def knn_graph(
     """
     points = _as_points(features)
     samples = points.shape[0]
-    _check_choice(kernel, Kernel, "kernel")
-    _check_choice(method, Method, "method")
-    _check_flag(symmetrize, "symmetrize")
-    _check_flag(include_self, "include_self")
-    _check_integer(k, "k", 1, samples - 1, f"the largest index of {samples} samples")
+    check_choice(kernel, Kernel, "kernel")
+    check_choice(method, Method, "method")
+    check_flag(symmetrize, "symmetrize")
+    check_flag(include_self, "include_self")
+    check_integer(k, "k", 1, samples - 1, f"the largest index of {samples} samples")
     if bandwidth is not None:
-        _check_bandwidth(bandwidth, kernel)
+        check_bandwidth(bandwidth, kernel)
+        bandwidth = float(bandwidth)
     if random_state is not None:
-        _check_integer(random_state, "random_state", 0, 2**32 - 1, "the largest seed")
+        check_integer(random_state, "random_state", 0, 2**32 - 1, "the largest seed")
+    if library_of(points) == "torch":
+        from ssot.graph_torch import check_method, tensor_graph
+
+        check_method(method)
+        return tensor_graph(
+            points,
+            int(k),
+            kernel=kernel,
+            bandwidth=bandwidth,
+            symmetrize=symmetrize,
+            include_self=include_self,
+        )
     find = _find_approximately if _is_approximate(method, samples) else _find_exactly
 
     points, scale = _to_unit_scale(points)
@@ -162,22 +183,22 @@ def knn_graph(
         weights = np.clip(_on_edges(_row_products, points, neighbours), 0.0, 1.0)
     else:
         distances = np.sqrt(_on_edges(_squared_distances, points, neighbours))
-        weights = _gaussian(distances, None if bandwidth is None else float(bandwidth) / scale)
+        weights = _gaussian(distances, None if bandwidth is None else bandwidth / scale)
     return _assemble(neighbours, weights.astype(points.dtype), symmetrize, include_self)
 
 
 def _as_points(features: Any) -> Points:
-    """Return checked features in the dtype to compute in, maybe sharing memory with the caller."""
-    if hasattr(features, "detach"):
-        features = features.detach().cpu()
+    """Return checked features, maybe sharing memory with the caller.
+
+    Arrays are in the dtype to compute in; tensors, converted in blocks, are in the one they had.
+    """
+    if library_of(features) == "torch":
+        from ssot.graph_torch import as_points
+
+        return as_points(features)
     points = features if sparse.issparse(features) else to_numpy(features, "features")
-    if points.dtype.kind not in "iufb":
-        raise TypeError(f"features must hold real numbers, got dtype {points.dtype}")
-    if points.ndim != 2 or points.shape[0] < 2 or points.shape[1] < 1:
-        raise ValueError(
-            "features must have shape (N, D) with at least 2 samples of 1 feature, "
-            f"got shape {points.shape}; features.reshape(len(features), -1) flattens further axes"
-        )
+    check_real(points.dtype.kind in "iufb", points.dtype)
+    check_shape(points.shape)
     is_single = points.dtype.kind == "f" and points.dtype.itemsize <= np.float32().itemsize
     dtype = np.dtype(np.float32 if is_single else np.float64)
     if sparse.issparse(points):
@@ -187,47 +208,8 @@ def _as_points(features: Any) -> Points:
     else:
         points = np.ascontiguousarray(points, dtype)
         finite = np.isfinite(points)
-    if not finite.all():
-        raise ValueError(
-            f"features must be finite, got {finite.size - np.count_nonzero(finite)} entries that "
-            "are NaN or infinite; drop those samples or fill the entries with numpy.nan_to_num"
-        )
+    check_finite(finite.size - np.count_nonzero(finite), "numpy")
     return points
-
-
-def _check_choice(value: Any, choices: Any, name: str) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
-
-
-def _check_flag(value: Any, name: str) -> None:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def _check_integer(value: Any, name: str, smallest: int, largest: int, meaning: str) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}; pass int({name})")
-    if not smallest <= int(value) <= largest:
-        raise ValueError(
-            f"{name} must be from {smallest} to {largest} ({meaning}), got {value}; "
-            f"pass {name}={min(max(smallest, int(value)), largest)}"
-        )
-
-
-def _check_bandwidth(bandwidth: Any, kernel: Kernel) -> None:
-    if kernel != "gaussian":
-        raise ValueError(
-            f"bandwidth belongs to kernel='gaussian', got {bandwidth!r} with kernel={kernel!r}; "
-            "leave bandwidth out"
-        )
-    if not isinstance(bandwidth, Real) or isinstance(bandwidth, bool):
-        raise TypeError(f"bandwidth must be a number or None, got {bandwidth!r}")
-    if not 0 < float(bandwidth) < math.inf:
-        raise ValueError(
-            f"bandwidth must be finite and above 0, got {bandwidth}; "
-            "bandwidth=None takes the median distance to the neighbours"
-        )
 
 
 def _is_approximate(method: Method, samples: int) -> bool:
@@ -251,9 +233,7 @@ def _is_approximate(method: Method, samples: int) -> bool:
 def _to_unit_scale(points: Points) -> tuple[Points, float]:
     """Divide by a power of two, without rounding, so that no square can over- or underflow."""
     largest = max(float(points.max()), -float(points.min()))
-    limit = int(np.finfo(points.dtype).maxexp) - 2
-    exponent = math.frexp(largest)[1]
-    scale = math.ldexp(1.0, min(max(exponent, -limit), limit))
+    scale = unit_scale(largest, int(np.finfo(points.dtype).maxexp))
     return points * points.dtype.type(1.0 / scale), scale
 
 

@@ -313,25 +313,6 @@ def test_sparse_features_are_like_dense_ones(kernel, dtype):
     np.testing.assert_allclose(graph.toarray(), expected, rtol=10 * np.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64"])
-def test_tensors(dtype):
-    torch = pytest.importorskip("torch", reason="needs Torch")
-    tensor = torch.from_numpy(normal(40) * 200).to(getattr(torch, dtype))
-    tensor.requires_grad_(tensor.is_floating_point())
-    graph = knn_graph(tensor, 5)
-    assert isinstance(graph, sparse.csr_array)
-    assert graph.dtype == ("float64" if dtype in ("float64", "int64") else "float32")
-    expected = knn_graph(tensor.detach().double().numpy(), 5).toarray()
-    np.testing.assert_allclose(graph.toarray(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_tensor_is_detached_and_brought_to_the_cpu():
-    features = normal(40)
-    on_device = types.SimpleNamespace(cpu=lambda: features)
-    graph = knn_graph(types.SimpleNamespace(detach=lambda: on_device), 5)
-    np.testing.assert_array_equal(graph.toarray(), knn_graph(features, 5).toarray())
-
-
 @every_kernel
 def test_sparse_entries_given_in_parts_are_summed(kernel):
     features = normal(40, 8)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from ssot.adjacency import Prepared
-from ssot.arrays import Array, namespace
+from ssot.arrays import HOST, Array, namespace
 from ssot.certificate import Certificate
 from ssot.objective import Objective
 from ssot.problem import Problem
@@ -62,6 +63,13 @@ class SolutionBatch(Sequence[Solution]):
         return self._stacked("plan")
 
     @property
+    def value(self) -> Any:
+        """The values of the objectives, (B,)."""
+        values = [solution.value for solution in self]
+        is_array = self.solutions[0].problem.place == HOST
+        return np.array(values) if is_array else namespace(values[0]).stack(values)
+
+    @property
     def prices(self) -> Any:
         """The prices of the K classes and of the virtual cluster, (B, K + 1)."""
         return self._stacked("prices")
@@ -101,31 +109,33 @@ def is_batch(arguments: Mapping[str, Any]) -> bool:
     return any(_dimensions(arguments[name]) == 3 for name in ("cost", "logits"))
 
 
-def batch_of_problems(arguments: Mapping[str, Any]) -> list[Problem]:
-    """Return the problems of a batch.
+def split_arguments(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the arguments of each problem of a batch.
 
     An argument with one dimension more than that of a single problem is split along the first; so
     is a list of graphs, or a pair of (B, N, k) arrays. All others hold for every problem.
     """
     name = "cost" if arguments["cost"] is not None else "logits"
-    scores = arguments[name]
-    length = len(scores)
+    length = len(arguments[name])
     if length == 0:
-        raise ValueError(f"{name} must hold at least one problem, got shape {tuple(scores.shape)}")
+        raise ValueError(f"{name} must hold at least one problem, got an empty first dimension")
     split = {
-        name: _split(value, name, length, dimensions)
+        name: _split(arguments[name], name, length, dimensions)
         for name, dimensions in OWN_DIMENSIONS.items()
-        for value in [arguments[name]]
     }
-    graphs = _split_graph(arguments["graph"], length)
+    split["graph"] = _split_graph(arguments["graph"], length)
+    return [{name: values[index] for name, values in split.items()} for index in range(length)]
+
+
+def problems_of(arguments: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    """Return the problems of a batch, which check a graph that they share once."""
     problems: list[Problem] = []
-    for index in range(length):
-        own = {name: values[index] for name, values in split.items()}
-        graph = arguments["graph"] if graphs is None else graphs[index]
-        if graphs is None and problems and problems[0].graph is not None:
+    for index, own in enumerate(arguments):
+        graph, first = own["graph"], arguments[0]["graph"]
+        if index and graph is first and problems[0].graph is not None:
             graph = Prepared(problems[0].graph)
         try:
-            problems.append(Problem(graph=graph, **own))
+            problems.append(Problem(**{**own, "graph": graph}))
         except (TypeError, ValueError) as error:
             raise type(error)(f"in problem {index} of the batch: {error}") from error
     return problems
@@ -165,10 +175,8 @@ def _split(value: Any, name: str, length: int, dimensions: int) -> list[Any]:
     return [value[index] for index in range(length)]
 
 
-def _split_graph(graph: Any, length: int) -> list[Any] | None:
-    """Return the graph of each problem, or None where one holds for all."""
-    if isinstance(graph, tuple):
+def _split_graph(graph: Any, length: int) -> list[Any]:
+    if isinstance(graph, tuple) and any(_dimensions(part) > 2 for part in graph):
         parts = [_split(part, f"graph[{i}]", length, 2) for i, part in enumerate(graph)]
-        is_shared = all(_dimensions(part) <= 2 for part in graph)
-        return None if is_shared else list(zip(*parts, strict=True))
-    return None if _dimensions(graph) <= 2 else _split(graph, "graph", length, 2)
+        return list(zip(*parts, strict=True))
+    return [graph] * length if isinstance(graph, tuple) else _split(graph, "graph", length, 2)

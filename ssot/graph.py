@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ssot.adjacency import neighbour_graph
-from ssot.arrays import library_of, to_numpy
+from ssot.arrays import place_of, to_numpy
 from ssot.graph_options import (
     NEGLIGIBLE,
     Kernel,
@@ -158,7 +158,7 @@ def knn_graph(
         bandwidth = float(bandwidth)
     if random_state is not None:
         check_integer(random_state, "random_state", 0, 2**32 - 1, "the largest seed")
-    if library_of(points) == "torch":
+    if place_of(points).library == "torch":
         from ssot.graph_torch import check_method, tensor_graph
 
         check_method(method)
@@ -192,7 +192,7 @@ def _as_points(features: Any) -> Points:
 
     Arrays are in the dtype to compute in; tensors, converted in blocks, are in the one they had.
     """
-    if library_of(features) == "torch":
+    if place_of(features).library == "torch":
         from ssot.graph_torch import as_points
 
         return as_points(features)

@@ -18,6 +18,15 @@ from ssot.problem import Problem
 from ssot.status import Status
 
 
+@dataclass(eq=False)
+class Tracked:
+    """The plan and the value as Torch tracks them, and what the last backward pass reported."""
+
+    plan: Array
+    value: Array
+    adjoint: Any = None
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """A plan and everything known about it.
@@ -51,14 +60,38 @@ class Solution:
     seconds: float
     _plan: Plan = field(repr=False)
     _prices: Vector = field(repr=False)
+    _tracked: Tracked | None = field(default=None, repr=False)
 
     @property
     def plan(self) -> Any:
         """The plan Q, (N, K), in the dtype of the computation: masses that sum to rho.
 
         The solution's own array, which `init` and the labels read: copy it before changing it.
+        Where a tensor that was passed requires gradients, so does the plan: use ``plan.detach()``
+        as pseudo-labels, or solve under ``torch.no_grad()``.
         """
-        return self._plan.matrix
+        return self._plan.matrix if self._tracked is None else self._tracked.plan
+
+    @property
+    def value(self) -> Any:
+        """The value of the objective, ``objective.total``.
+
+        For tensors a 0-dimensional one of float64, which can be differentiated as the plan can.
+        """
+        if self._tracked is not None:
+            return self._tracked.value
+        total = self.objective.total
+        is_array = self.problem.place == HOST
+        return total if is_array else to_place(np.array(total), self.problem.place)
+
+    @property
+    def adjoint(self) -> Any:
+        """How the linear system behind the last gradient of the plan was solved; None without one.
+
+        A named tuple of the relative `residual`, the `iterations`, whether they `converged`, and
+        whether the plan `is_minimum`: a strict local one, which alone has a derivative.
+        """
+        return None if self._tracked is None else self._tracked.adjoint
 
     @property
     def prices(self) -> Any:

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 
 from ssot.adjacency import GraphLike
 from ssot.arrays import isolated, to_number, to_place
-from ssot.batch import SolutionBatch, batch_of_problems, is_batch, split_init
+from ssot.batch import SolutionBatch, is_batch, problems_of, split_arguments, split_init
 from ssot.certificate import certify
+from ssot.gradients import with_gradients
 from ssot.kernels import Plan, make_kernel
 from ssot.lockstep import run
 from ssot.mm import Limits, minimise
@@ -157,16 +158,15 @@ def solve(
         "prior": prior,
         "sample_weight": sample_weight,
     }
-    if not is_batch(arguments):
-        solution = _solve_together([Problem(**arguments)], [init], limits, callback, backend)[0]
-        _settle([solution], solution, on_failure)
-        return solution
-    problems = batch_of_problems(arguments)
-    inits = split_init(init, len(problems))
-    solutions = _solve_together(problems, inits, limits, callback, backend)
-    batch = SolutionBatch(tuple(solutions))
-    _settle(solutions, batch, on_failure)
-    return batch
+    several = is_batch(arguments)
+    each = split_arguments(arguments) if several else [arguments]
+    problems = problems_of(each) if several else [Problem(**arguments)]
+    inits = split_init(init, len(each)) if several else [init]
+    solved = _solve_together(problems, inits, limits, callback, backend)
+    solutions = [with_gradients(*pair) for pair in zip(solved, each, strict=True)]
+    result = SolutionBatch(tuple(solutions)) if several else solutions[0]
+    _settle(solutions, result, on_failure)
+    return result
 
 
 def solve_problem(

@@ -1,0 +1,94 @@
+"""Solutions of problems made of tensors that require gradients."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ssot.arrays import HOST, Array, isolated, place_of, to_place
+from ssot.kernels import make_kernel
+from ssot.problem import Problem
+from ssot.solution import Solution, Tracked
+
+DIFFERENTIABLE = (
+    "cost",
+    "sample_weight",
+    "prior",
+    "kl_weight",
+    "rho",
+    "epsilon",
+    "semantic_weight",
+)
+"""Arguments that a plan and its value can be differentiated in."""
+
+
+def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution:
+    """Return a solution whose plan and value are functions of the tensors that require gradients.
+
+    Parameters
+    ----------
+    solution : Solution
+        Of the problem that the arguments make.
+    arguments : mapping of str to object
+        The arguments of `Problem`.
+    """
+    torch = sys.modules.get("torch")
+    is_array = solution.problem.place == HOST
+    if torch is None or is_array or not torch.is_grad_enabled():
+        return solution
+    inputs = {
+        name: value
+        for name, value in {**arguments, "cost": _cost(arguments)}.items()
+        if name in DIFFERENTIABLE and place_of(value).library == "torch" and value.requires_grad
+    }
+    if not inputs:
+        return solution
+    from ssot.implicit import differentiable
+
+    tracked = Tracked(None, None)
+
+    def report(adjoint: Any) -> None:
+        tracked.adjoint = adjoint
+
+    total = solution.objective.total
+    tracked.plan, tracked.value = differentiable(_solved(solution), inputs, total, report)
+    return replace(solution, _tracked=tracked)
+
+
+def _graph_product(problem: Problem) -> Callable[[Array], Array]:
+    kernel = make_kernel(problem, "torch")
+    return lambda matrix: kernel.graph_product(matrix, None)
+
+
+def _cost(arguments: Mapping[str, Any]) -> Any:
+    """Return the cost as a differentiable function of the logits, where these are given."""
+    logits = arguments["logits"]
+    if place_of(logits).library != "torch" or not logits.requires_grad:
+        return arguments["cost"]
+    import torch
+
+    with torch.autocast(logits.device.type, enabled=False):
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return -wide.log_softmax(dim=1)
+
+
+def _solved(solution: Solution) -> Any:
+    from ssot.implicit import Solved
+
+    problem = solution.problem
+    place = problem.place
+    with isolated(place):
+        return Solved(
+            cost=problem.cost,
+            plan=solution._plan.matrix,
+            prices=to_place(solution._prices, place),
+            sample_weight=problem.sample_weight,
+            prior=to_place(problem.prior, place),
+            kl_weight=to_place(problem.kl_weight, place),
+            rho=problem.rho,
+            epsilon=problem.epsilon,
+            semantic_weight=problem.semantic_weight,
+            graph_product=_graph_product(problem) if problem.has_semantics else None,
+        )

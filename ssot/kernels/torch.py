@@ -7,6 +7,7 @@ transfer for all problems.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self, TypeAlias
@@ -194,9 +195,9 @@ def _large_entries(block: Block) -> list[sparse.csr_array]:
     entries = []
     for masses, slack, weight in zip(block.masses, block.slack, block.weight, strict=True):
         everything = torch.cat([masses, slack.to(masses.dtype)[:, None]], dim=1)
-        threshold = (LARGEST_TAIL * weight).to(masses.dtype)[:, None]
-        is_large = (everything >= threshold) & (everything > 0)
-        rows, columns = is_large.nonzero(as_tuple=True)
+        threshold = (LARGEST_TAIL * weight).to(masses.dtype)
+        threshold.masked_fill_(weight == 0, math.inf)
+        rows, columns = (everything >= threshold[:, None]).nonzero().unbind(dim=1)
         values = everything[rows, columns].double() / weight[rows]
         parts = (_to_host(values), (_to_host(rows), _to_host(columns)))
         entries.append(sparse.coo_array(parts, shape=everything.shape).tocsr())

@@ -48,15 +48,17 @@ class Block(NamedTuple):
 
     def sums(self) -> Tensor:
         """Return column masses and log-partition, (A, K + 2)."""
-        masses = self.masses.sum(dim=1, dtype=torch.float64)
+        masses = self.masses.sum(dim=1).double()
         others = torch.stack([self.slack.sum(dim=1), self.log_partition.sum(dim=1)], dim=1)
         return torch.cat([masses, others], dim=1)
 
     def roots(self) -> Tensor:
         """Return X with ``X^T X = P^T diag(alpha) P``, (A, h, K + 1) in float64."""
-        masses = torch.cat([self.masses.double(), self.slack[..., None]], dim=2)
-        root = self.weight.rsqrt().nan_to_num_(posinf=0.0)
-        return masses.mul_(root[..., None])
+        problems, height, classes = self.masses.shape
+        roots = self.weight.new_empty(problems, height, classes + 1)
+        roots[..., :-1] = self.masses
+        roots[..., -1] = self.slack
+        return roots.mul_(self.weight.rsqrt().nan_to_num_(posinf=0.0)[..., None])
 
 
 class Batch:
@@ -94,13 +96,13 @@ class Batch:
         virtual_price = self.prices[:, -1:]
         offset = torch.maximum(exponents.amax(dim=2), virtual_price)
         offset.masked_fill_(offset == -math.inf, 0.0)  # no open column: only rows without weight
-        exponents.sub_(offset[..., None]).div_(self.epsilon[..., None])
+        exponents.sub_(offset[..., None]).mul_(self.epsilon.reciprocal()[..., None])
         scaled = self._scaled[:, : exponents.shape[1]]
         if scaled.dtype != exponents.dtype:
             scaled.copy_(exponents)
         scaled.exp_()
         virtual = torch.exp((virtual_price - offset) / self.epsilon)
-        total = scaled.sum(dim=2, dtype=torch.float64).add_(virtual)
+        total = scaled.sum(dim=2).double().add_(virtual)
         total.masked_fill_(total == 0.0, 1.0)
         weight = torch.stack([bound.sample_weight[rows] for bound in self.bounds])
         share = weight / total

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
-EXTRAS := dev,examples,numba,torch,graph
+EXTRAS := dev,examples,numba,torch,triton,graph
 BENCH  := $(VENV)/.installed-benchmarks
 
 .DEFAULT_GOAL := help

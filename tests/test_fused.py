@@ -16,9 +16,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the passes work on Torch tensors")
 triton = pytest.importorskip("triton", reason="the passes are written in Triton")
 
+from problems import full_case  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from ssot.kernels import fused  # noqa: E402
+import ssot  # noqa: E402
+from ssot.kernels import fused, fusion  # noqa: E402
+from ssot.kernels import torch as backend  # noqa: E402
 
 IS_INTERPRETED = not isinstance(fused._add_softmax, triton.JITFunction)
 
@@ -177,6 +180,38 @@ def test_sums_are_the_same_from_run_to_run(dtype, device):
     batch = Batch((2, 300, 40), dtype, True, device, 4)
     first, second = (fused.sum_rows(batch.rows, batch.prices, batch.epsilons) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("classes", [6, 140])
+def test_solves_use_the_passes(classes, device, monkeypatch):
+    """A batch of a problem with its graph, solved with the fused passes and in NumPy."""
+    case = full_case(0, samples=40, classes=classes, rho=0.5, epsilon=0.2)
+    arguments = case.options | {"rho": [0.5, 0.4], "tol": 1e-9}
+    cost = torch.from_numpy(np.stack([case.cost] * 2)).to(device)
+    used = []
+    for name in ("sum_rows", "write_plans", "sum_plans"):
+        original = getattr(fused, name)
+
+        def watched(*given, name=name, original=original):
+            used.append(name)
+            return original(*given)
+
+        monkeypatch.setattr(fused, name, watched)
+    monkeypatch.setattr(fusion, "fused_passes", lambda _device: fused)
+    monkeypatch.setattr(backend, "_is_far", lambda _kernel: True)
+    graph = torch.from_numpy(case.graph.toarray()).to(device)
+    on_device = {
+        name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+    }
+    found = ssot.solve(cost, graph, **on_device, backend="torch")
+    expected = ssot.solve(cost.cpu().numpy(), case.graph, **arguments, backend="numpy")
+    assert found.status == expected.status == (ssot.Status.CONVERGED,) * 2
+    assert set(used) == {"sum_rows", "write_plans", "sum_plans"}
+    assert abs(found.plan.cpu().numpy() - expected.plan).sum() <= 1e-4
+    for ours, theirs in zip(found.objective, expected.objective, strict=True):
+        assert ours.total == pytest.approx(theirs.total, abs=1e-9)
 
 
 @pytest.mark.skipif(IS_INTERPRETED, reason="this is the interpreter")

@@ -10,7 +10,7 @@ import pytest
 
 import ssot
 
-OPTIONAL = {"matplotlib", "numba", "pynndescent", "sklearn", "torch"}
+OPTIONAL = {"matplotlib", "numba", "pynndescent", "sklearn", "torch", "triton"}
 
 SOLVE = """
 import numpy as np, ssot

@@ -29,6 +29,7 @@ from ssot.curvature import (
     System,
 )
 from ssot.kernels.directions import newton_directions
+from ssot.kernels.fusion import fused_rows
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
 from ssot.kernels.torch_rows import Batch, Block, row_blocks
@@ -225,7 +226,11 @@ def _passes_far_from_the_host(
 
 
 def _sums(batch: Batch) -> Tensor:
-    sums: Tensor = batch.prices.new_zeros(len(batch.bounds), batch.classes + 2)
+    fused, rows = fused_rows(batch.bounds, batch.products)
+    if fused is not None:
+        sums: Tensor = fused.sum_rows(rows, batch.prices, batch.epsilon[:, 0])
+        return sums
+    sums = batch.prices.new_zeros(len(batch.bounds), batch.classes + 2)
     for block in batch.blocks():
         sums += block.sums()
     return sums
@@ -275,22 +280,34 @@ def _plans(
         out or Plan(torch.empty_like(bound.cost), torch.empty_like(bound.sample_weight))
         for out, bound in zip(outs, batch.bounds, strict=True)
     ]
+    row_sums = [_row_sums(numbers) for numbers in _to_host(_write_plans(batch, plans))]
+    return list(zip(plans, row_sums, strict=True))
+
+
+def _write_plans(batch: Batch, plans: Sequence[Plan]) -> Tensor:
+    fused, rows = fused_rows(batch.bounds, batch.products)
+    if fused is not None:
+        matrices, slacks = map(list, zip(*plans, strict=True))
+        sums: Tensor = fused.write_plans(rows, batch.prices, batch.epsilon[:, 0], matrices, slacks)
+        return sums
     sums = batch.prices.new_zeros(len(plans), batch.classes + 2)
     for block in batch.blocks():
         sums += block.sums()
         for plan, masses, slack in zip(plans, block.masses, block.slack, strict=True):
             plan.matrix[block.rows] = masses
             plan.slack[block.rows] = slack
-    row_sums = [_row_sums(numbers) for numbers in _to_host(sums)]
-    return list(zip(plans, row_sums, strict=True))
+    return sums
 
 
 def _measures(kernels: Kernels, plans: Sequence[Plan], products: Products) -> list[PlanSums]:
     bounds = [kernel.bound for kernel in kernels]
-    sums = [_plan_sums(*given) for given in zip(bounds, plans, products, strict=True)]
-    return [
-        PlanSums(numbers[:-5], *numbers[-5:].tolist()) for numbers in _to_host(torch.stack(sums))
-    ]
+    fused, rows = fused_rows(bounds, products)
+    if fused is not None:
+        sums = fused.sum_plans(rows, *map(list, zip(*plans, strict=True)))
+    else:
+        parts = [_plan_sums(*given) for given in zip(bounds, plans, products, strict=True)]
+        sums = torch.stack(parts)
+    return [PlanSums(numbers[:-5], *numbers[-5:].tolist()) for numbers in _to_host(sums)]
 
 
 def _plan_sums(bound: Bound, plan: Plan, product: Tensor | None) -> Tensor:

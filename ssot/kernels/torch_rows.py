@@ -78,7 +78,9 @@ class Batch:
         shifts = [bound.shift for bound in bounds]
         numbers = np.column_stack([np.stack(prices), shifts, epsilons])
         given = to_place(numbers, place_of(self.costs[0]))
-        self.prices, self.shift, self.epsilon = given[:, :-2], given[:, -2:-1], given[:, -1:]
+        self.prices, self.shift, self.epsilon = (
+            part.contiguous() for part in given.split([self.classes + 1, 1, 1], dim=1)
+        )
         self._height = min(block_height(self.costs[0], len(bounds)), self.samples)
         shape = (len(bounds), self._height, self.classes)
         self._exponents = given.new_empty(shape)

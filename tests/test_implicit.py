@@ -14,7 +14,7 @@ import ssot
 torch = pytest.importorskip("torch", reason="gradients need Torch")
 
 from ssot import response  # noqa: E402 (Torch may be missing)
-from ssot.implicit import (  # noqa: E402
+from ssot.gradients.implicit import (  # noqa: E402
     Gradients,
     Solved,
     differentiable,

@@ -8,10 +8,12 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssot.kernels.protocol import Bound
+from ssot.kernels.torch_rows import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +47,13 @@ def fused_rows(bounds: Sequence[Bound], products: Sequence[Tensor | None]) -> tu
     given = [product for product in products if product is not None]
     if fused is None or len(given) not in (0, len(bounds)):
         return None, None
-    shifts = [bound.shift for bound in bounds]
-    pulls = [2.0 * bound.semantic_weight for bound in bounds]
-    numbers = torch.tensor([shifts, pulls], dtype=torch.float64).to(cost.device)
+    numbers = np.array([[bound.shift, 2.0 * bound.semantic_weight] for bound in bounds]).T
+    shifts, pulls = to_device(np.ascontiguousarray(numbers), cost.device)
     rows = fused.Rows(
         costs=[bound.cost for bound in bounds],
         products=given or None,
         weights=[bound.sample_weight for bound in bounds],
-        shifts=numbers[0],
-        pulls=numbers[1],
+        shifts=shifts,
+        pulls=pulls,
     )
     return (fused, rows) if fused.is_supported(rows) else (None, None)

@@ -18,7 +18,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ssot.adjacency import Edges
-from ssot.arrays import Array, place_of, to_place
+from ssot.arrays import Array, place_of
 from ssot.curvature import (
     LARGEST_DENSE,
     LARGEST_TAIL,
@@ -32,7 +32,7 @@ from ssot.kernels.directions import newton_directions
 from ssot.kernels.fusion import fused_rows
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
-from ssot.kernels.torch_rows import Batch, Block, row_blocks
+from ssot.kernels.torch_rows import Batch, Block, row_blocks, to_device
 
 CURVATURE_ROWS = 1 << 14
 """Rows from which the curvature is formed on a device, at least."""
@@ -255,8 +255,8 @@ def _directions(batch: Batch, sums: Tensor, overlap: Tensor, systems: Sequence[S
         np.concatenate([system.demand, system.softness, fixed, [system.longest]])
         for system, fixed in zip(systems, is_fixed, strict=True)
     ]
-    given = to_place(np.stack(numbers), place_of(sums))
-    demand, softness, fixed, longest = given.split([columns, columns, columns, 1], dim=1)
+    given = to_device(np.stack(numbers), sums.device)
+    demand, softness, fixed, longest = torch.split(given, [columns, columns, columns, 1], dim=1)
     mass = sums[:, :columns]
     return newton_directions(
         overlap=overlap,

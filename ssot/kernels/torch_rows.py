@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ssot.arrays import place_of, to_place
 from ssot.kernels.protocol import Bound, Vector
 
 CACHED_BLOCK = 1 << 17
@@ -77,9 +77,9 @@ class Batch:
         self.samples, self.classes = self.costs[0].shape
         shifts = [bound.shift for bound in bounds]
         numbers = np.column_stack([np.stack(prices), shifts, epsilons])
-        given = to_place(numbers, place_of(self.costs[0]))
+        given = to_device(numbers, self.costs[0].device)
         self.prices, self.shift, self.epsilon = (
-            part.contiguous() for part in given.split([self.classes + 1, 1, 1], dim=1)
+            part.contiguous() for part in torch.split(given, [self.classes + 1, 1, 1], dim=1)
         )
         self._height = min(block_height(self.costs[0], len(bounds)), self.samples)
         shape = (len(bounds), self._height, self.classes)
@@ -129,6 +129,12 @@ class Batch:
             if product is not None:
                 out.add_(product[rows], alpha=2.0 * bound.semantic_weight)
         return exponents
+
+
+def to_device(numbers: NDArray[np.float64], device: torch.device) -> Tensor:
+    """Return numbers on a device, without waiting for it: from memory that it reads by itself."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def block_height(matrix: Tensor, problems: int = 1) -> int:

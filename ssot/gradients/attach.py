@@ -45,7 +45,7 @@ def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution
     }
     if not inputs:
         return solution
-    from ssot.implicit import differentiable
+    from ssot.gradients.implicit import differentiable
 
     tracked = Tracked(None, None)
 
@@ -75,7 +75,7 @@ def _cost(arguments: Mapping[str, Any]) -> Any:
 
 
 def _solved(solution: Solution) -> Any:
-    from ssot.implicit import Solved
+    from ssot.gradients.implicit import Solved
 
     problem = solution.problem
     place = problem.place

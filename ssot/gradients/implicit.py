@@ -1,6 +1,6 @@
 r"""Gradients of the plan and of the optimal value in every input, without unrolling the solver.
 
-The plan's follow from the adjoint of its response to the cost (see `ssot.response`), the value's
+The plan's follow from the adjoint of its response to the cost (see `ssot.gradients.response`), the value's
 from the envelope theorem. Beyond the problem and its solution that takes about eleven N x K arrays
 with a graph, and five without.
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssot.response import (
+from ssot.gradients.response import (
     Adjoint,
     Response,
     Solved,
@@ -64,7 +64,7 @@ def plan_gradients(solved: Solved, cotangent: Tensor) -> tuple[Gradients, Adjoin
         \frac{dL}{d\lambda_j} = h_j \frac{m_j g_j}{\lambda_j^2}
 
     for the targets :math:`r = [\rho \beta, 1 - \rho]`, the demands :math:`m`, :math:`h = h(X)` and
-    :math:`Y = X - 1 h`, with Z, X and h as in `ssot.response`.
+    :math:`Y = X - 1 h`, with Z, X and h as in `ssot.gradients.response`.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ import ssot
 
 torch = pytest.importorskip("torch", reason="gradients need Torch")
 
-from ssot import response  # noqa: E402 (Torch may be missing)
+from ssot.gradients import response  # noqa: E402 (Torch may be missing)
 from ssot.gradients.implicit import (  # noqa: E402
     Gradients,
     Solved,

@@ -1,8 +1,8 @@
 r"""Gradients of the plan and of the optimal value in every input, without unrolling the solver.
 
-The plan's follow from the adjoint of its response to the cost (see `ssot.gradients.response`), the value's
-from the envelope theorem. Beyond the problem and its solution that takes about eleven N x K arrays
-with a graph, and five without.
+The plan's follow from the adjoint of its response to the cost (see `ssot.gradients.response`), the
+value's from the envelope theorem. Beyond the problem and its solution that takes about eleven N x K
+arrays with a graph, and five without.
 """
 
 from __future__ import annotations

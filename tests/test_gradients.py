@@ -95,7 +95,7 @@ def test_a_training_step_through_a_plan():
             assert float(parameter.grad[index]) == pytest.approx(slope, rel=1e-3, abs=1e-5)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01)
     optimiser.step()
-    assert float(loss_of(network)) < float(loss)
+    assert loss_of(network).item() < loss.item()
 
 
 def test_gradients_of_a_batch_are_those_of_its_problems():

@@ -200,6 +200,8 @@ def test_solves_use_the_passes(classes, device, monkeypatch):
         monkeypatch.setattr(fused, name, watched)
     monkeypatch.setattr(fusion, "fused_passes", lambda _device: fused)
     monkeypatch.setattr(backend, "_is_far", lambda _kernel: True)
+    monkeypatch.setattr(backend, "CURVATURE_ROWS", 20)  # so that it comes from half of the rows
+    monkeypatch.setattr(backend, "CURVATURE_ROWS_PER_COLUMN", 0)
     graph = torch.from_numpy(case.graph.toarray()).to(device)
     on_device = {
         name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value

@@ -32,7 +32,7 @@ from ssot.kernels.directions import newton_directions
 from ssot.kernels.fusion import fused_rows
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
-from ssot.kernels.torch_rows import Batch, Block, row_blocks, to_device
+from ssot.kernels.torch_rows import LARGEST_BLOCK, Batch, Block, roots, row_blocks, to_device
 
 CURVATURE_ROWS = 1 << 14
 """Rows from which the curvature is formed on a device, at least."""
@@ -150,7 +150,7 @@ def _row_passes(
     epsilons: Sequence[float],
     systems: Sequence[System],
 ) -> list[tuple[RowSums, Coupling]]:
-    batch = Batch([kernel.bound for kernel in kernels], products, prices, epsilons)
+    batch = Batch.at([kernel.bound for kernel in kernels], products, prices, epsilons)
     if _is_far(kernels[0]):
         return _passes_far_from_the_host(batch, systems)
     return _passes_on_the_host(batch)
@@ -171,8 +171,8 @@ def _passes_on_the_host(batch: Batch) -> list[tuple[RowSums, Coupling]]:
     for block in batch.blocks():
         sums += block.sums()
         if is_dense:
-            roots = block.roots()
-            overlap.baddbmm_(roots.mT, roots)
+            x = roots(block.masses, block.slack, block.weight)
+            overlap.baddbmm_(x.mT, x)
             continue
         for lists, part in zip(large, _large_entries(block), strict=True):
             lists.append(part)
@@ -212,8 +212,15 @@ def _passes_far_from_the_host(
 
     The curvature comes from a sample of the rows, which leaves the gradient exact.
     """
-    sums, overlap = _sums(batch), _sampled_overlap(batch)
     columns = batch.classes + 1
+    rows = max(CURVATURE_ROWS, CURVATURE_ROWS_PER_COLUMN * columns)
+    every = max(1, batch.samples // rows)
+    sample = batch.sample(every)
+    plans = _new_plans(sample)
+    sums = _write_plans(sample, plans)
+    if every > 1:
+        sums = _sums(batch)
+    overlap = _overlap(sample, plans)
     if columns <= LARGEST_DENSE:
         found = _to_host(torch.cat([sums, overlap.flatten(1)], dim=1))
         matrices = found[:, columns + 1 :].reshape(overlap.shape)
@@ -236,27 +243,29 @@ def _sums(batch: Batch) -> Tensor:
     return sums
 
 
-def _sampled_overlap(batch: Batch) -> Tensor:
-    columns = batch.classes + 1
-    rows = max(CURVATURE_ROWS, CURVATURE_ROWS_PER_COLUMN * columns)
-    overlap: Tensor = batch.prices.new_zeros(len(batch.bounds), columns, columns)
-    weight = batch.prices.new_zeros(len(batch.bounds))
-    for block in batch.blocks(every=max(1, batch.samples // rows)):
-        roots = block.roots()
-        overlap.baddbmm_(roots.mT, roots)
-        weight += block.weight.sum(dim=1)
-    return overlap / torch.where(weight > 0, weight, 1.0)[:, None, None]
+def _overlap(batch: Batch, plans: Sequence[Plan]) -> Tensor:
+    """Return ``P^T diag(alpha) P`` for weights alpha that are scaled to a sum of 1."""
+    overlap: Tensor = batch.prices.new_empty(len(plans), batch.classes + 1, batch.classes + 1)
+    together = max(1, LARGEST_BLOCK // batch.costs[0].numel())
+    for first in range(0, len(plans), together):
+        some = slice(first, first + together)
+        weight = torch.stack([bound.sample_weight for bound in batch.bounds[some]])
+        masses = torch.stack([plan.matrix for plan in plans[some]])
+        slack = torch.stack([plan.slack for plan in plans[some]])
+        x = roots(masses, slack, weight)
+        total = weight.sum(dim=1)
+        overlap[some] = torch.bmm(x.mT, x) / torch.where(total > 0, total, 1.0)[:, None, None]
+    return overlap
 
 
 def _directions(batch: Batch, sums: Tensor, overlap: Tensor, systems: Sequence[System]) -> Tensor:
     columns = batch.classes + 1
-    is_fixed = [np.arange(columns) == system.fixed for system in systems]
     numbers = [
-        np.concatenate([system.demand, system.softness, fixed, [system.longest]])
-        for system, fixed in zip(systems, is_fixed, strict=True)
+        np.concatenate([system.demand, system.softness, np.arange(columns) == system.fixed])
+        for system in systems
     ]
     given = to_device(np.stack(numbers), sums.device)
-    demand, softness, fixed, longest = torch.split(given, [columns, columns, columns, 1], dim=1)
+    demand, softness, fixed = given.chunk(3, dim=1)
     mass = sums[:, :columns]
     return newton_directions(
         overlap=overlap,
@@ -264,7 +273,6 @@ def _directions(batch: Batch, sums: Tensor, overlap: Tensor, systems: Sequence[S
         diagonal=softness,
         gradient=demand - mass,
         epsilon=batch.epsilon,
-        longest=longest,
     )
 
 
@@ -275,13 +283,17 @@ def _plans(
     epsilons: Sequence[float],
     outs: Sequence[Plan | None],
 ) -> list[tuple[Plan, RowSums]]:
-    batch = Batch([kernel.bound for kernel in kernels], products, prices, epsilons)
-    plans = [
-        out or Plan(torch.empty_like(bound.cost), torch.empty_like(bound.sample_weight))
-        for out, bound in zip(outs, batch.bounds, strict=True)
-    ]
+    batch = Batch.at([kernel.bound for kernel in kernels], products, prices, epsilons)
+    plans = [out or new for out, new in zip(outs, _new_plans(batch), strict=True)]
     row_sums = [_row_sums(numbers) for numbers in _to_host(_write_plans(batch, plans))]
     return list(zip(plans, row_sums, strict=True))
+
+
+def _new_plans(batch: Batch) -> list[Plan]:
+    return [
+        Plan(torch.empty_like(bound.cost), torch.empty_like(bound.sample_weight))
+        for bound in batch.bounds
+    ]
 
 
 def _write_plans(batch: Batch, plans: Sequence[Plan]) -> Tensor:

@@ -52,14 +52,6 @@ class Block(NamedTuple):
         others = torch.stack([self.slack.sum(dim=1), self.log_partition.sum(dim=1)], dim=1)
         return torch.cat([masses, others], dim=1)
 
-    def roots(self) -> Tensor:
-        """Return X with ``X^T X = P^T diag(alpha) P``, (A, h, K + 1) in float64."""
-        problems, height, classes = self.masses.shape
-        roots = self.weight.new_empty(problems, height, classes + 1)
-        roots[..., :-1] = self.masses
-        roots[..., -1] = self.slack
-        return roots.mul_(self.weight.rsqrt().nan_to_num_(posinf=0.0)[..., None])
-
 
 class Batch:
     """Problems of one shape, with the prices and the epsilon at which their rows are wanted."""
@@ -68,38 +60,60 @@ class Batch:
         self,
         bounds: Sequence[Bound],
         products: Sequence[Tensor | None],
-        prices: Sequence[Vector],
-        epsilons: Sequence[float],
+        prices: Tensor,
+        epsilon: Tensor,
     ) -> None:
         self.bounds = bounds
         self.products = products
+        self.prices = prices
+        self.epsilon = epsilon
         self.costs = [bound.cost for bound in bounds]
         self.samples, self.classes = self.costs[0].shape
-        shifts = [bound.shift for bound in bounds]
-        numbers = np.column_stack([np.stack(prices), shifts, epsilons])
-        given = to_device(numbers, self.costs[0].device)
-        self.prices, self.shift, self.epsilon = (
-            part.contiguous() for part in torch.split(given, [self.classes + 1, 1, 1], dim=1)
-        )
-        self._height = min(block_height(self.costs[0], len(bounds)), self.samples)
-        shape = (len(bounds), self._height, self.classes)
-        self._exponents = given.new_empty(shape)
-        is_double = self.costs[0].dtype == torch.float64
-        self._scaled = self._exponents if is_double else self.costs[0].new_empty(shape)
 
-    def blocks(self, every: int = 1) -> Iterator[Block]:
-        """Yield each `every`-th row in blocks; the next overwrites the arrays of the last."""
-        for start in range(0, self.samples, every * self._height):
-            end = min(start + every * self._height, self.samples)
-            yield self._block(slice(start, end, every))
+    @classmethod
+    def at(
+        cls,
+        bounds: Sequence[Bound],
+        products: Sequence[Tensor | None],
+        prices: Sequence[Vector],
+        epsilons: Sequence[float],
+    ) -> Batch:
+        """Return the batch at prices and epsilons from the host."""
+        numbers = to_device(np.column_stack([np.stack(prices), epsilons]), bounds[0].cost.device)
+        return cls(bounds, products, numbers[:, :-1].contiguous(), numbers[:, -1:].contiguous())
 
-    def _block(self, rows: slice) -> Block:
-        exponents = self._exponents_of(rows)
+    def sample(self, every: int) -> Batch:
+        """Return the batch of each `every`-th row of all problems."""
+        if every == 1:
+            return self
+        bounds = [
+            bound._replace(
+                cost=bound.cost[::every].contiguous(),
+                sample_weight=bound.sample_weight[::every].contiguous(),
+            )
+            for bound in self.bounds
+        ]
+        products = [None if g is None else g[::every].contiguous() for g in self.products]
+        return Batch(bounds, products, self.prices, self.epsilon)
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield all rows in blocks; the next overwrites the arrays of the last."""
+        height = min(block_height(self.costs[0], len(self.bounds)), self.samples)
+        shape = (len(self.bounds), height, self.classes)
+        exponents = self.prices.new_empty(shape)
+        is_double = self.costs[0].dtype == exponents.dtype
+        scaled = exponents if is_double else self.costs[0].new_empty(shape)
+        for start in range(0, self.samples, height):
+            rows = slice(start, min(start + height, self.samples))
+            size = rows.stop - rows.start
+            yield self._block(rows, exponents[:, :size], scaled[:, :size])
+
+    def _block(self, rows: slice, exponents: Tensor, scaled: Tensor) -> Block:
+        self._form_exponents(rows, exponents)
         virtual_price = self.prices[:, -1:]
         offset = torch.maximum(exponents.amax(dim=2), virtual_price)
         offset.masked_fill_(offset == -math.inf, 0.0)  # no open column: only rows without weight
         exponents.sub_(offset[..., None]).mul_(self.epsilon.reciprocal()[..., None])
-        scaled = self._scaled[:, : exponents.shape[1]]
         if scaled.dtype != exponents.dtype:
             scaled.copy_(exponents)
         scaled.exp_()
@@ -116,19 +130,28 @@ class Batch:
             log_partition=weight * (offset + self.epsilon * total.log()),
         )
 
-    def _exponents_of(self, rows: slice) -> Tensor:
-        """Return ``prices - (C - shift - pull G)`` of the classes, in float64.
+    def _form_exponents(self, rows: slice, out: Tensor) -> None:
+        """Write ``prices - (C - shift - pull G)`` of the classes, in float64.
 
         So a float32 problem loses accuracy only in its exponential.
         """
-        exponents: Tensor = self._exponents[:, : len(range(*rows.indices(self.samples)))]
-        for out, cost in zip(exponents, self.costs, strict=True):
-            out.copy_(cost[rows])
-        torch.sub((self.prices[:, :-1] + self.shift)[:, None], exponents, out=exponents)
-        for out, product, bound in zip(exponents, self.products, self.bounds, strict=True):
+        for part, bound in zip(out, self.bounds, strict=True):
+            part.copy_(bound.cost[rows])
+            if bound.shift:
+                part.sub_(bound.shift)
+        torch.sub(self.prices[:, None, :-1], out, out=out)
+        for part, product, bound in zip(out, self.products, self.bounds, strict=True):
             if product is not None:
-                out.add_(product[rows], alpha=2.0 * bound.semantic_weight)
-        return exponents
+                part.add_(product[rows], alpha=2.0 * bound.semantic_weight)
+
+
+def roots(masses: Tensor, slack: Tensor, weight: Tensor) -> Tensor:
+    """Return X with ``X^T X = P^T diag(alpha) P``, (A, h, K + 1) in float64, of rows of plans."""
+    problems, height, classes = masses.shape
+    x = weight.new_empty(problems, height, classes + 1)
+    x[..., :-1] = masses
+    x[..., -1] = slack
+    return x.mul_(weight.rsqrt().nan_to_num_(posinf=0.0)[..., None])
 
 
 def to_device(numbers: NDArray[np.float64], device: torch.device) -> Tensor:

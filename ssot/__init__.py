@@ -1,5 +1,6 @@
 """Optimal-transport pseudo-labels for imbalanced clustering: one solver, certified plans."""
 
+from ssot.batch import SolutionBatch
 from ssot.certificate import Certificate
 from ssot.graph import knn_graph
 from ssot.objective import Objective
@@ -25,6 +26,7 @@ __all__ = [
     "Problem",
     "Progress",
     "Solution",
+    "SolutionBatch",
     "Status",
     "cosine_ramp",
     "knn_graph",

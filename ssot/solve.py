@@ -37,11 +37,11 @@ class ConvergenceError(RuntimeError):
 
     Attributes
     ----------
-    solution : Solution
+    solution : Solution or SolutionBatch
         The plan so far, with its status and certificate.
     """
 
-    def __init__(self, message: str, solution: Solution) -> None:
+    def __init__(self, message: str, solution: Solution | SolutionBatch) -> None:
         super().__init__(message)
         self.solution = solution
 
@@ -59,9 +59,10 @@ def sp2ot_plan(
 
     Returns
     -------
-    (N, K) array
-        In the library of `cost`: masses that sum to `rho`, row i at most ``sample_weight[i]``. As
-        pseudo-labels, divide by the sample weights: ``N * plan`` for uniform ones.
+    (N, K) or (B, N, K) array
+        In the library and on the device of `cost`: masses that sum to `rho`, row i at most
+        ``sample_weight[i]``. As pseudo-labels, divide by the sample weights: ``N * plan`` for
+        uniform ones. Differentiable in tensors that require gradients.
 
     Examples
     --------
@@ -105,7 +106,9 @@ def solve(
     Parameters
     ----------
     cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight
-        The problem; see `Problem` for the formula, shapes, units and ranges.
+        The problem; see `Problem` for the formula, shapes, units and ranges. A cost or logits of
+        shape (B, N, K) make a batch of B problems, solved together. Any other argument may then
+        have a leading dimension B as well, the graph as a list; without one it holds for all.
     tol : float
         Stop when the stationarity gap (in the objective's unit), the column residual and the mass
         error (L1, of a total mass of 1) are at most this. 1e-9 to 1e-4; in float32 not below 1e-6.
@@ -116,20 +119,22 @@ def solve(
         Most times that the cost is read, over all steps. Default 2000; 10 to 100 are usual.
     init : Solution or (K + 1,) array, optional
         A solution to start from, or its prices alone, of a problem with the same classes. The plan
-        of a solution is used as well where it has the same number of samples: for another batch of
-        the same size pass ``solution.prices``.
+        of a solution is used as well where it has the same number of samples: for other samples of
+        the same number pass ``solution.prices``. For B problems: one for all, or one for each.
     callback : callable, optional
         Called with a `Progress` at each outer step; stops the solve by returning True.
     on_failure : {"warn", "raise", "return"}
         What to do when the tolerance is not met: issue a `ConvergenceWarning`, raise a
         `ConvergenceError`, or leave it to the caller to look at ``status``. Default "warn".
-    backend : {"auto", "numba", "numpy"}
-        What computes. Default "auto": Numba where it is installed, else NumPy. Numba compiles on
-        first use, 7 to 15 seconds for each dtype, and keeps the result on disk.
+    backend : {"auto", "numba", "numpy", "torch"}
+        What computes. Default "auto": Torch for tensors that are not on the CPU; else Numba where
+        it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype, and
+        keeps the result on disk.
 
     Returns
     -------
     Solution
+        For a cost of shape (B, N, K), a `SolutionBatch`: B solutions, and their arrays stacked.
 
     Raises
     ------
@@ -180,7 +185,10 @@ def solve_problem(
     on_failure: OnFailure = "warn",
     backend: str = "auto",
 ) -> Solution:
-    """Solve a `Problem` that is already made and checked; see `solve` for the arguments."""
+    """Solve a `Problem` that is already made and checked; see `solve` for the arguments.
+
+    A problem does not know what its tensors were computed from: its plan has no gradients.
+    """
     _check_on_failure(on_failure)
     _check_options(tol, max_steps, max_passes, callback)
     limits = Limits(tol, max_steps, max_passes)
@@ -242,15 +250,14 @@ def _settle(solutions: Sequence[Solution], result: Any, on_failure: OnFailure) -
     failed = [(i, s) for i, s in enumerate(solutions) if not s.status.is_success]
     if not failed or on_failure == "return":
         return
-    index, worst = failed[0]
-    found = worst.certificate
-    where = "" if len(solutions) == 1 else f"{len(failed)} of {len(solutions)} problems, "
-    where += "" if len(solutions) == 1 else f"first problem {index}: "
+    index, first = failed[0]
+    found = first.certificate
     message = (
-        f"{where}{worst.status.advice} (stationarity gap {found.stationarity_gap:.2g}, column "
-        f"residual {found.column_residual:.2g}, mass error {found.mass_error:.2g}; "
-        f"tol {worst.tol:.2g})"
+        f"{first.status.advice} (stationarity gap {found.stationarity_gap:.2g}, column residual "
+        f"{found.column_residual:.2g}, mass error {found.mass_error:.2g}; tol {first.tol:.2g})"
     )
+    if len(solutions) > 1:
+        message = f"{len(failed)} of {len(solutions)} problems failed, first {index}: {message}"
     if on_failure == "raise":
         raise ConvergenceError(message, result)
     warnings.warn(message, ConvergenceWarning, stacklevel=3)

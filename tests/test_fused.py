@@ -20,7 +20,7 @@ from problems import full_case  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import ssot  # noqa: E402
-from ssot.kernels import fused, fusion  # noqa: E402
+from ssot.kernels import fused, select_fused  # noqa: E402
 from ssot.kernels import torch as backend  # noqa: E402
 
 IS_INTERPRETED = not isinstance(fused._add_softmax, triton.JITFunction)
@@ -198,7 +198,7 @@ def test_solves_use_the_passes(classes, device, monkeypatch):
             return original(*given)
 
         monkeypatch.setattr(fused, name, watched)
-    monkeypatch.setattr(fusion, "fused_passes", lambda _device: fused)
+    monkeypatch.setattr(select_fused, "fused_passes", lambda _device: fused)
     monkeypatch.setattr(backend, "_is_far", lambda _kernel: True)
     monkeypatch.setattr(backend, "CURVATURE_ROWS", 20)  # so that it comes from half of the rows
     monkeypatch.setattr(backend, "CURVATURE_ROWS_PER_COLUMN", 0)

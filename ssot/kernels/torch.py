@@ -29,9 +29,9 @@ from ssot.curvature import (
     System,
 )
 from ssot.kernels.directions import newton_directions
-from ssot.kernels.fusion import fused_rows
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
+from ssot.kernels.select_fused import fused_rows
 from ssot.kernels.torch_rows import LARGEST_BLOCK, Batch, Block, roots, row_blocks, to_device
 
 CURVATURE_ROWS = 1 << 14
@@ -216,10 +216,10 @@ def _passes_far_from_the_host(
     rows = max(CURVATURE_ROWS, CURVATURE_ROWS_PER_COLUMN * columns)
     every = max(1, batch.samples // rows)
     sample = batch.sample(every)
-    plans = _new_plans(sample)
-    sums = _write_plans(sample, plans)
+    plans = [_new_plan(bound) for bound in sample.bounds]
+    sums = _sums(sample, plans)
     if every > 1:
-        sums = _sums(batch)
+        sums = _sums(batch, None)
     overlap = _overlap(sample, plans)
     if columns <= LARGEST_DENSE:
         found = _to_host(torch.cat([sums, overlap.flatten(1)], dim=1))
@@ -232,14 +232,20 @@ def _passes_far_from_the_host(
     return list(zip(row_sums, couplings, strict=True))
 
 
-def _sums(batch: Batch) -> Tensor:
+def _sums(batch: Batch, plans: Sequence[Plan] | None) -> Tensor:
+    """Return column masses and log-partition, (A, K + 2), and write the plans where wanted."""
     fused, rows = fused_rows(batch.bounds, batch.products)
     if fused is not None:
-        sums: Tensor = fused.sum_rows(rows, batch.prices, batch.epsilon[:, 0])
-        return sums
+        outs = () if plans is None else map(list, zip(*plans, strict=True))
+        run = fused.sum_rows if plans is None else fused.write_plans
+        fused_sums: Tensor = run(rows, batch.prices, batch.epsilon[:, 0], *outs)
+        return fused_sums
     sums = batch.prices.new_zeros(len(batch.bounds), batch.classes + 2)
     for block in batch.blocks():
         sums += block.sums()
+        for plan, masses, slack in zip(plans or (), block.masses, block.slack, strict=bool(plans)):
+            plan.matrix[block.rows] = masses
+            plan.slack[block.rows] = slack
     return sums
 
 
@@ -284,31 +290,13 @@ def _plans(
     outs: Sequence[Plan | None],
 ) -> list[tuple[Plan, RowSums]]:
     batch = Batch.at([kernel.bound for kernel in kernels], products, prices, epsilons)
-    plans = [out or new for out, new in zip(outs, _new_plans(batch), strict=True)]
-    row_sums = [_row_sums(numbers) for numbers in _to_host(_write_plans(batch, plans))]
+    plans = [out or _new_plan(bound) for out, bound in zip(outs, batch.bounds, strict=True)]
+    row_sums = [_row_sums(numbers) for numbers in _to_host(_sums(batch, plans))]
     return list(zip(plans, row_sums, strict=True))
 
 
-def _new_plans(batch: Batch) -> list[Plan]:
-    return [
-        Plan(torch.empty_like(bound.cost), torch.empty_like(bound.sample_weight))
-        for bound in batch.bounds
-    ]
-
-
-def _write_plans(batch: Batch, plans: Sequence[Plan]) -> Tensor:
-    fused, rows = fused_rows(batch.bounds, batch.products)
-    if fused is not None:
-        matrices, slacks = map(list, zip(*plans, strict=True))
-        sums: Tensor = fused.write_plans(rows, batch.prices, batch.epsilon[:, 0], matrices, slacks)
-        return sums
-    sums = batch.prices.new_zeros(len(plans), batch.classes + 2)
-    for block in batch.blocks():
-        sums += block.sums()
-        for plan, masses, slack in zip(plans, block.masses, block.slack, strict=True):
-            plan.matrix[block.rows] = masses
-            plan.slack[block.rows] = slack
-    return sums
+def _new_plan(bound: Bound) -> Plan:
+    return Plan(torch.empty_like(bound.cost), torch.empty_like(bound.sample_weight))
 
 
 def _measures(kernels: Kernels, plans: Sequence[Plan], products: Products) -> list[PlanSums]:

@@ -10,11 +10,11 @@ BENCH  := $(VENV)/.installed-benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help $(VENV) demo test bench lint format clean
+.PHONY: help $(VENV) demo test bench bench-gpu lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[$$().A-Za-z_-]+:.*## / { sub(/^\$$\(VENV\)/, "$(VENV)", $$1); \
-		printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+		printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 $(VENV): $(STAMP) ## Make the development environment (or bring it up to date)
 
@@ -33,6 +33,9 @@ test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytes
 
 bench: $(BENCH) ## Time ssot against other solvers (half an hour; ARGS=--quick is a check)
 	$(PY) -m benchmarks $(ARGS)
+
+bench-gpu: $(BENCH) ## Time the Torch backend on a CUDA device (ARGS as above)
+	$(PY) -m benchmarks.gpu $(ARGS)
 
 $(BENCH): $(STAMP)
 	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check \

@@ -1,7 +1,7 @@
 """Comparisons of ssot with other solvers, and commands that measure one property each.
 
-`python -m benchmarks` runs the comparisons; `convergence` and `descent` are commands of their own;
-`pytest benchmarks` times ssot alone.
+`python -m benchmarks` runs the comparisons; `convergence`, `descent` and `gpu` are commands of
+their own; `pytest benchmarks` times ssot alone.
 
 hard_problems   problems, shared with the tests
 competitors     what is compared, behind one signature; `published` has the published algorithms,
@@ -13,4 +13,7 @@ curves          residual against time
 growth          time against the number of samples and of classes
 honesty         who returns a wrong plan without a word
 report          Markdown and JSON; `pictures` draws, `machine` describes what it ran on
+gpu             the Torch backend on a CUDA device, a command of its own; what it measures is in
+                `gpu_cases`, and how in `device`
+text            numbers and tables, as both reports state them
 """

@@ -147,7 +147,7 @@ def _published(problem, *, runs_on=False):
 
 def _published_semantic(problem):
     linear = published.LinearProblem(problem)
-    graph = torch.from_numpy(problem.graph.toarray()).double()
+    graph = published.dense_graph(problem)
 
     def solve(_tolerance, _iterations):
         result = published.majorise_minimise(linear, graph, problem.semantic_weight)

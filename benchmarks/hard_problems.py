@@ -28,6 +28,9 @@ BANK_SIZE = 5120
 SEMANTIC_SETTINGS = [(rho, 1000 * (1 - rho)) for rho in (0.106, 0.35, 0.9)]
 """Pairs (rho, semantic_weight) at the start, in the middle and near the end of training."""
 
+NEIGHBOURS = {"k": 20, "bandwidth": 2 * FEATURE_SIZE**0.5}
+"""The published graph."""
+
 
 def good_head_logits(samples=2000, classes=CLASSES, seed=0, dtype=np.float64):
     """Return logits that know the class of most samples of a long-tailed data set."""
@@ -80,13 +83,32 @@ def semantic_problem(seed):
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((CLASSES, FEATURE_SIZE), dtype=np.float32)
     labels = np.repeat(np.arange(CLASSES), LONG_TAIL)
-    noise = rng.standard_normal((len(labels), FEATURE_SIZE), dtype=np.float32)
-    features = centres[labels] + np.float32(1.6) * noise
-    graph = knn_graph(features, k=20, bandwidth=2 * FEATURE_SIZE**0.5)
+    features = _features(centres, labels, rng)
+    graph = knn_graph(features, **NEIGHBOURS)
     bank = rng.permutation(len(labels))[:BANK_SIZE]
-    weights = centres + 2 * rng.standard_normal(centres.shape, dtype=np.float32)
-    logits = 10 * _unit_rows(features[bank]) @ _unit_rows(weights).T
+    logits = _half_trained_logits(features[bank], centres, rng)
     return SemanticProblem(logits, graph[bank][:, bank])
+
+
+def semantic_bank(samples, classes, seed=0):
+    """Return a problem of the same family whose 20 neighbours are all in the bank."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((classes, FEATURE_SIZE), dtype=np.float32)
+    sizes = long_tail(classes)
+    features = _features(centres, rng.choice(classes, samples, p=sizes / sizes.sum()), rng)
+    graph = knn_graph(features, **NEIGHBOURS)
+    return SemanticProblem(_half_trained_logits(features, centres, rng), graph)
+
+
+def _features(centres, labels, rng):
+    noise = rng.standard_normal((len(labels), FEATURE_SIZE), dtype=np.float32)
+    return centres[labels] + np.float32(1.6) * noise
+
+
+def _half_trained_logits(features, centres, rng):
+    """Return the logits of a cosine head of scale 10 with noisy weights."""
+    weights = centres + 2 * rng.standard_normal(centres.shape, dtype=np.float32)
+    return 10 * _unit_rows(features) @ _unit_rows(weights).T
 
 
 def _unit_rows(array):

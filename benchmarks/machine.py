@@ -19,9 +19,7 @@ def describe():
     """Return processor, cores, thread counts and versions."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": _cores(),
         "threads": _threads(),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -1,6 +1,7 @@
 """How good a plan is: measures that are the same for everybody and look at nothing but the plan.
 
-All compute in float64, whatever computed the plan.
+All compute in float64, whatever computed the plan. `residual` and `distance` also take tensors, and
+compute on their device; the other measures take NumPy's arrays, which `on_host` makes.
 
 `residual` asks by how much the plan misses the conditions that an optimal plan meets: row sums,
 total mass, and class masses. A class of finite strength has the mass ``rho prior_j exp(-price_j /
@@ -11,23 +12,39 @@ those that explain it best.
 import numpy as np
 
 from ssot import Problem, solve_problem
+from ssot.arrays import HOST, namespace, to_place
 
-SMALLEST = np.finfo(np.float64).tiny
+SMALLEST = float(np.finfo(np.float64).tiny)
 ENTRIES_AT_A_TIME = 2**22
 MOST_ENTRIES_OF_A_REFERENCE = 2**24
 REFERENCE_TOLERANCE = 1e-12
 
 
+def on_host(problem):
+    """Return the same problem in NumPy's arrays."""
+    if problem.place == HOST:
+        return problem
+    options, cost = _linear_options(problem), to_place(problem.cost, HOST)
+    if problem.graph is None:
+        return Problem(cost, **options)
+    graph = problem.graph.to_scipy()
+    return Problem(cost, graph, semantic_weight=problem.semantic_weight, **options)
+
+
 def in_double_precision(problem, cost=None):
     """Return the linear problem with the given cost, or its own, in float64."""
-    return Problem(
-        np.asarray(problem.cost if cost is None else cost, np.float64),
-        rho=problem.rho,
-        epsilon=problem.epsilon,
-        kl_weight=problem.kl_weight,
-        prior=problem.prior,
-        sample_weight=problem.sample_weight,
-    )
+    cost = np.asarray(problem.cost if cost is None else cost, np.float64)
+    return Problem(cost, **_linear_options(problem))
+
+
+def _linear_options(problem):
+    return {
+        "rho": problem.rho,
+        "epsilon": problem.epsilon,
+        "kl_weight": problem.kl_weight,
+        "prior": problem.prior,
+        "sample_weight": to_place(problem.sample_weight, HOST),
+    }
 
 
 def linearised(problem, plan):
@@ -47,19 +64,21 @@ def residual(problem, plan):
 
     With a graph, measured in the problem that is linear at the plan.
     """
-    plan = np.asarray(plan)
-    if not np.isfinite(plan).all():
+    plan = np.asarray(plan) if problem.place == HOST else plan
+    xp = namespace(plan)
+    if not xp.all(xp.isfinite(plan)):
         return np.inf
-    rows = plan.sum(axis=1, dtype=np.float64) - problem.sample_weight
-    classes = plan.sum(axis=0, dtype=np.float64)
+    rows = xp.sum(plan, axis=1, dtype=xp.float64) - problem.sample_weight
+    classes = to_place(xp.sum(plan, axis=0, dtype=xp.float64), HOST)
     is_soft = np.isfinite(problem.kl_weight)
     demand = problem.rho * problem.prior
     if is_soft.any():
         prices = implied_prices(linearised(problem, plan), plan)
         demand[is_soft] *= np.exp(-prices[is_soft] / problem.kl_weight[is_soft])
+    excess = xp.clip(rows, min=0.0) if problem.rho < 1 else abs(rows)
     return float(
-        -plan.clip(max=0).sum(dtype=np.float64)
-        + (rows.clip(min=0) if problem.rho < 1 else abs(rows)).sum()
+        float(-xp.sum(xp.clip(plan, max=0.0), dtype=xp.float64))
+        + float(xp.sum(excess))
         + abs(classes.sum() - problem.rho)
         + abs(classes - demand).sum()
     )
@@ -98,23 +117,27 @@ def _couplings(problem, plan):
     In blocks of rows, so that a large plan needs little more memory. Zeros become the smallest
     number, which says that the exact entry is no larger.
     """
-    columns = plan.shape[1] + (problem.rho < 1)
-    coupling, balance, masses = np.zeros((columns, columns)), np.zeros(columns), np.zeros(columns)
-    size = max(1, ENTRIES_AT_A_TIME // columns)
-    for start in range(0, len(plan), size):
-        rows = slice(start, start + size)
-        block, cost = plan[rows].astype(np.float64), problem.cost[rows]
+    xp = namespace(plan)
+    coupling = balance = masses = 0.0
+    for rows in _row_blocks(plan):
+        block, cost = (xp.astype(part[rows], xp.float64) for part in (plan, problem.cost))
         if problem.rho < 1:
-            slack = problem.sample_weight[rows] - block.sum(axis=1)
-            block, cost = np.column_stack([block, slack]), np.pad(cost, ((0, 0), (0, 1)))
-        block = np.maximum(block, SMALLEST)
-        level = problem.epsilon * np.log(block) + cost
-        share = block / block.sum(axis=1, keepdims=True)
-        level -= (share * level).sum(axis=1, keepdims=True)
-        coupling += share.T @ block / problem.epsilon
-        balance += (block * level).sum(axis=0) / problem.epsilon
-        masses += block.sum(axis=0)
-    return coupling, balance, masses
+            slack = problem.sample_weight[rows] - xp.sum(block, axis=1)
+            block = xp.concat([block, slack[:, None]], axis=1)
+            cost = xp.concat([cost, xp.zeros_like(slack)[:, None]], axis=1)
+        block = xp.clip(block, min=SMALLEST)
+        level = problem.epsilon * xp.log(block) + cost
+        share = block / xp.sum(block, axis=1, keepdims=True)
+        level -= xp.sum(share * level, axis=1, keepdims=True)
+        coupling = coupling + share.T @ block / problem.epsilon
+        balance = balance + xp.sum(block * level, axis=0) / problem.epsilon
+        masses = masses + xp.sum(block, axis=0)
+    return tuple(to_place(part, HOST) for part in (coupling, balance, masses))
+
+
+def _row_blocks(plan):
+    size = max(1, ENTRIES_AT_A_TIME // (plan.shape[1] + 1))
+    return (slice(start, start + size) for start in range(0, len(plan), size))
 
 
 def objective(problem, plan):
@@ -161,5 +184,10 @@ def reference_plan(problem):
 
 def distance(plan, reference):
     """Return the L1 distance of two plans; infinite for a plan with NaN."""
-    plan = np.asarray(plan, np.float64)
-    return float(np.abs(plan - reference).sum()) if np.isfinite(plan).all() else np.inf
+    xp = namespace(reference)
+    plan = np.asarray(plan) if isinstance(reference, np.ndarray) else plan
+    total = 0.0
+    for rows in _row_blocks(plan):
+        difference = xp.astype(plan[rows], xp.float64) - xp.astype(reference[rows], xp.float64)
+        total = total + xp.sum(xp.abs(difference))
+    return float(total) if np.isfinite(float(total)) else np.inf

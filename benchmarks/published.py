@@ -1,5 +1,7 @@
 """The published algorithms, in float64 Torch with a dense graph, written from the papers' formulas.
 
+They run on the device of the problem's cost; NumPy's arrays are on the CPU.
+
 The linear problem is solved by matrix scaling. With ``M = exp(-[C, 0] / epsilon)``, whose last
 column is the virtual cluster's, two vectors take turns:
 
@@ -18,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ssot.adjacency import Edges
+
 MOST_SWEEPS = 1000
 MOST_STEPS = 100
 SMALL_CHANGE = 1e-6
@@ -34,20 +38,21 @@ class Result:
 
 
 class LinearProblem:
-    """What the scaling needs of a problem, as float64 tensors."""
+    """What the scaling needs of a problem, as float64 tensors on the device of its cost."""
 
     def __init__(self, problem):
         has_virtual = problem.rho < 1
         self.epsilon = problem.epsilon
-        self.cost = _with_virtual(torch.from_numpy(problem.cost).double(), has_virtual)
-        self.alpha = torch.from_numpy(problem.sample_weight)
+        cost = torch.as_tensor(problem.cost)
+        self.cost = _with_virtual(cost.double(), has_virtual)
+        self.alpha = torch.as_tensor(problem.sample_weight)
         self.classes = problem.cost.shape[1]
         target = problem.rho * problem.prior
         strength = problem.kl_weight
         if has_virtual:
             target, strength = np.append(target, 1 - problem.rho), np.append(strength, np.inf)
-        self.target = torch.from_numpy(target)
-        self.price_per_log = torch.from_numpy(problem.epsilon / strength)
+        self.target = torch.from_numpy(target).to(cost.device)
+        self.price_per_log = torch.from_numpy(problem.epsilon / strength).to(cost.device)
         self.exponent = 1 / (1 + self.price_per_log)
 
     def linearised(self, bonus):
@@ -60,6 +65,12 @@ class LinearProblem:
         """Return the L1 distance of the column masses ``b (M^T a)`` from what the prices demand."""
         demand = self.target * b ** (-self.price_per_log)
         return (b * product - demand).abs().sum().item()
+
+
+def dense_graph(problem):
+    """Return the graph of a semantic problem, (N, N) in float64, on the device of its cost."""
+    graph = problem.graph.to_scipy() if isinstance(problem.graph, Edges) else problem.graph
+    return torch.from_numpy(graph.toarray()).double().to(torch.as_tensor(problem.cost).device)
 
 
 def _with_virtual(cost, has_virtual):
@@ -77,7 +88,7 @@ def scale(problem, *, cost=None, most_sweeps=MOST_SWEEPS, residual=None):
     residual : float, optional
         Run on until the column residual is at most this; by default the published rule decides.
     """
-    m = torch.exp((problem.cost if cost is None else cost) / -problem.epsilon)
+    m = ((problem.cost if cost is None else cost) / -problem.epsilon).exp_()
     b = torch.ones_like(problem.target)
     converged, sweep = False, 0
     while not converged and sweep < most_sweeps:
@@ -91,7 +102,7 @@ def scale(problem, *, cost=None, most_sweeps=MOST_SWEEPS, residual=None):
         if residual is None:
             converged = bool(((b - before).abs() <= SMALL_CHANGE * b).all())
     a = problem.alpha / (m @ b)
-    plan = a[:, None] * m[:, : problem.classes] * b[: problem.classes]
+    plan = (a[:, None] * m[:, : problem.classes]).mul_(b[: problem.classes])
     return Result(plan, sweep, converged)
 
 
@@ -103,9 +114,9 @@ def majorise_minimise(problem, graph, semantic_weight, *, most_steps=MOST_STEPS)
     problem : LinearProblem
         The problem without its graph.
     graph : (N, N) tensor
-        Symmetric and dense.
+        As `dense_graph` makes it.
     """
-    plan = torch.zeros(len(graph), problem.classes, dtype=torch.float64)
+    plan = graph.new_zeros(len(graph), problem.classes)
     sweeps, converged = 0, False
     for _ in range(most_steps):
         bonus = 2 * semantic_weight * (graph @ plan)

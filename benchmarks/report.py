@@ -1,10 +1,9 @@
 """Write what was measured as Markdown and JSON."""
 
-import json
-import math
 from collections import Counter
 
 from benchmarks.honesty import ALLOWED, TOLERANCE, Outcome
+from benchmarks.text import number, seconds, table, to_json
 
 UNIT = "ssot"
 
@@ -12,18 +11,8 @@ UNIT = "ssot"
 def write(results, folder):
     """Write benchmarks.md and benchmarks.json into a folder, made if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(results), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "benchmarks.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "benchmarks.json").write_text(to_json(results), encoding="utf-8")
     (folder / "benchmarks.md").write_text(markdown(results), encoding="utf-8")
-
-
-def _plain(value):
-    """Return a value that JSON can state: infinity and NaN as text."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown(results):
@@ -35,12 +24,6 @@ def markdown(results):
         parts.append(_honesty(results["honesty"]))
     parts += map(_growth, results["growth"])
     return "\n\n".join(parts) + "\n"
-
-
-def table(header, rows):
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _introduction(results):
@@ -60,16 +43,6 @@ def _introduction(results):
         f"to miss it. The first solve of a process took {first['first']:.2f} s, the same solve "
         f"again {first['again']:.4f} s; all other times are without first calls."
     )
-
-
-def seconds(value):
-    """Return a time to three digits, in the unit that suits it."""
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
-
-
-def number(value):
-    """Return a small number to two digits; a dash for None."""
-    return "–" if value is None else f"{value:.1e}"
 
 
 def _times(case, measurement):

@@ -308,13 +308,13 @@ def _row_passes(samples, classes, dtype, setting):
     demand = np.append(problem.rho * problem.prior, 1 - problem.rho)
     softness = demand / np.append(problem.kl_weight, np.inf)
     system = System(demand, softness, fixed=None, longest=1.0)
-    several = Batch([kernel.bound], [None], [prices], [epsilon])
+    batch = Batch.at([kernel.bound], [None], [prices], [epsilon])
     size = QUICK_COPY_BYTES if setting.is_quick else COPY_BYTES
     source = torch.ones(size, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
     contestants = (
         Contestant("copy", lambda: partial(target.copy_, source)),
-        Contestant("row sums", lambda: partial(_sums, several)),
+        Contestant("row sums", lambda: partial(_sums, batch, None)),
         Contestant(
             "row sums, curvature and their way to the host",
             lambda: partial(kernel.row_pass, None, prices, epsilon, system),

@@ -7,7 +7,6 @@ transfer for all problems.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self, TypeAlias
@@ -39,6 +38,9 @@ CURVATURE_ROWS = 1 << 14
 
 CURVATURE_ROWS_PER_COLUMN = 32
 """Rows for each column from which it is formed there, at least."""
+
+SMALLEST = float(torch.finfo(torch.float64).tiny)
+"""In place of a 0 whose logarithm is multiplied by 0."""
 
 
 class TorchKernel:
@@ -194,14 +196,16 @@ def _passes_on_the_host(batch: Batch) -> list[tuple[RowSums, Coupling]]:
 def _large_entries(block: Block) -> list[sparse.csr_array]:
     """Return the probabilities of each problem that are not counted to the tail of their row."""
     entries = []
-    for masses, slack, weight in zip(block.masses, block.slack, block.weight, strict=True):
-        everything = torch.cat([masses, slack.to(masses.dtype)[:, None]], dim=1)
-        threshold = (LARGEST_TAIL * weight).to(masses.dtype)
-        threshold.masked_fill_(weight == 0, math.inf)
-        rows, columns = (everything >= threshold[:, None]).nonzero().unbind(dim=1)
-        values = everything[rows, columns].double() / weight[rows]
-        parts = (_to_host(values), (_to_host(rows), _to_host(columns)))
-        entries.append(sparse.coo_array(parts, shape=everything.shape).tocsr())
+    for masses, slack, weight in zip(*map(_to_host, block[1:4]), strict=True):
+        height, classes = masses.shape
+        threshold = np.where(weight > 0, LARGEST_TAIL * weight, np.inf)
+        found = np.flatnonzero(masses >= threshold.astype(masses.dtype)[:, None])
+        rows, columns = np.divmod(found, classes)
+        virtual = np.flatnonzero(slack >= threshold)
+        rows, columns = np.append(rows, virtual), np.append(columns, np.full_like(virtual, classes))
+        values = np.append(masses.ravel()[found], slack[virtual]) / weight[rows]
+        part = sparse.coo_array((values, (rows, columns)), shape=(height, classes + 1))
+        entries.append(part.tocsr())
     return entries
 
 
@@ -317,11 +321,11 @@ def _plan_sums(bound: Bound, plan: Plan, product: Tensor | None) -> Tensor:
     for rows in row_blocks(plan.matrix):
         matrix = plan.matrix[rows].double()
         masses += matrix.sum(dim=0)
-        paid = torch.where(matrix == 0, 0.0, (bound.cost[rows].double() - bound.shift) * matrix)
-        agreed = paid.new_zeros(()) if product is None else (matrix * product[rows]).sum()
-        entropy = torch.special.xlogy(matrix, matrix).sum()
+        paid = bound.cost[rows].double().sub_(bound.shift).mul_(matrix).nansum()  # no 0 times inf
+        agreed = torch.zeros_like(paid) if product is None else (matrix * product[rows]).sum()
+        entropy = matrix.clamp(min=SMALLEST).log_().mul_(matrix).sum()
         excess = (matrix.sum(dim=1) - bound.sample_weight[rows]).clamp_(min=0).sum()
-        terms += torch.stack([paid.sum(), agreed, entropy, excess])
+        terms += torch.stack([paid, agreed, entropy, excess])
     slack_entropy = torch.special.xlogy(plan.slack, plan.slack).sum()
     transport, semantic, entropy, excess = terms
     others = torch.stack([plan.slack.sum(), transport, semantic, entropy, slack_entropy, excess])

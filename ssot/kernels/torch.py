@@ -102,7 +102,7 @@ class TorchKernel:
         every = max(1, self.samples // SPREAD_SAMPLE)
         sample = self.bound.cost[::every].double()
         if product is not None:
-            sample -= 2.0 * self.bound.semantic_weight * product[::every]
+            sample = sample - 2.0 * self.bound.semantic_weight * product[::every]
         return spread_of_rows(_to_host(sample))
 
     def change_product(self, product: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ def _plan_sums(bound: Bound, plan: Plan, product: Tensor | None) -> Tensor:
     for rows in row_blocks(plan.matrix):
         matrix = plan.matrix[rows].double()
         masses += matrix.sum(dim=0)
-        paid = bound.cost[rows].double().sub_(bound.shift).mul_(matrix).nansum()  # no 0 times inf
+        paid = (bound.cost[rows].double() - bound.shift).mul_(matrix).nansum()  # no 0 times inf
         agreed = torch.zeros_like(paid) if product is None else (matrix * product[rows]).sum()
         entropy = matrix.clamp(min=SMALLEST).log_().mul_(matrix).sum()
         excess = (matrix.sum(dim=1) - bound.sample_weight[rows]).clamp_(min=0).sum()

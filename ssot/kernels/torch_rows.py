@@ -118,9 +118,9 @@ class Batch:
         So a float32 problem loses accuracy only in its exponential.
         """
         exponents: Tensor = self._exponents[:, : len(range(*rows.indices(self.samples)))]
-        for out, cost in zip(exponents, self.costs, strict=True):
-            out.copy_(cost[rows])
-        torch.sub((self.prices[:, :-1] + self.shift)[:, None], exponents, out=exponents)
+        for out, cost, shift in zip(exponents, self.costs, self.shift, strict=True):
+            torch.sub(shift, cost[rows], out=out)
+        exponents.add_(self.prices[:, None, :-1])
         for out, product, bound in zip(exponents, self.products, self.bounds, strict=True):
             if product is not None:
                 out.add_(product[rows], alpha=2.0 * bound.semantic_weight)

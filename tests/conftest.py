@@ -9,9 +9,14 @@ from tolerances import SETTINGS
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture(params=SETTINGS, ids=lambda setting: f"{setting.backend}-{setting.dtype}")
+@pytest.fixture(
+    params=[
+        pytest.param(setting, id=str(setting), marks=[pytest.mark.gpu] * setting.is_on_device)
+        for setting in SETTINGS
+    ]
+)
 def setting(request):
-    """Every backend and dtype, with the tolerances to hold it to."""
+    """Every backend and dtype that runs here, with the tolerances to hold it to."""
     return request.param
 
 

@@ -23,7 +23,8 @@ def newton_directions(
     """Return d with ``(L / epsilon + diag(diagonal)) d = gradient`` on the free columns, roughly.
 
     ``L = diag(W 1) - W``. A problem keeps its direction from where it is accurate, where an entry
-    would exceed `longest`, or where rounding hides the curvature.
+    would exceed `longest`, or where rounding hides the curvature. A column without curvature, whose
+    mass has underflowed, goes as far as it may towards its demand.
 
     Parameters
     ----------
@@ -60,4 +61,5 @@ def newton_directions(
         search = conditioned + (size / previous) * search
     size = first.abs().amax(dim=1, keepdim=True)
     too_short = (direction == 0).all(dim=1, keepdim=True) & (size > 0)
-    return torch.where(too_short, first * (longest / size), direction)
+    direction = torch.where(too_short, first * (longest / size), direction)
+    return torch.where(free & ~is_free, longest * gradient.sign(), direction)

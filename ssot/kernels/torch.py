@@ -317,7 +317,7 @@ def _replace_products(
         kernel.change_product(*matrices)
         for kernel, *matrices in zip(kernels, products, olds, news, strict=True)
     ]
-    numbers: list[float] = torch.stack(changes).tolist()
+    numbers: list[float] = _to_host(torch.stack(changes)).tolist()
     return numbers
 
 

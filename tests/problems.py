@@ -19,6 +19,7 @@ from scipy.special import kl_div, logsumexp, softmax, xlogy
 import ssot
 from ssot.adjacency import Edges
 from ssot.arrays import HOST, place_of, to_place
+from ssot.batch import SolutionBatch
 
 PROFILE = settings(
     derandomize=True,
@@ -187,6 +188,10 @@ def moved(value, place):
     if isinstance(value, ssot.Solution):
         parts = {"problem": moved(value.problem, place), "_plan": moved(value._plan, place)}
         return value if value.problem.place == place else replace(value, **parts)
+    if isinstance(value, SolutionBatch):
+        return SolutionBatch(moved(value.solutions, place))
+    if isinstance(value, list):
+        return [moved(part, place) for part in value]
     if isinstance(value, tuple):
         parts = [moved(part, place) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)

@@ -122,14 +122,25 @@ def _symmetric_edges(graph: GraphLike, cost: Array) -> Edges:
         targets, weights = indices.flatten().long(), weights.flatten()
     else:
         _require_shape(graph, samples)
+        _require_starts(graph)
         entries = graph.detach().to_sparse_coo().coalesce()
+        if entries.sparse_dim() != 2:
+            raise ValueError(
+                f"graph must have two sparse dimensions, got {entries.sparse_dim()}; "
+                "pass graph.to_dense()"
+            )
+        _require_indices(entries.indices(), samples, "graph")
         sources, targets = entries.indices()
         weights = checked_array(entries.values(), "graph")
     weights = weights.double()
     _require_weights(weights, cost)
     both_ways = torch.stack([torch.cat([sources, targets]), torch.cat([targets, sources])])
     w = torch.sparse_coo_tensor(
-        both_ways, weights.repeat(2) * 0.5, (samples, samples), check_invariants=False
+        both_ways,
+        weights.repeat(2) * 0.5,
+        (samples, samples),
+        device=weights.device,
+        check_invariants=False,
     ).coalesce()
     rows, columns = w.indices()
     starts = torch.searchsorted(rows, torch.arange(samples + 1, device=rows.device))
@@ -142,6 +153,36 @@ def _require_shape(graph: Any, samples: int) -> None:
             f"graph must have shape (N, N) = {(samples, samples)} to match the cost, "
             f"got {tuple(graph.shape)}; restrict it to the samples at hand, graph[ids][:, ids], or "
             "pass neighbours as a tuple (indices, weights)"
+        )
+
+
+def _require_starts(graph: Any) -> None:
+    """Refuse a compressed sparse tensor whose rows do not share out its entries: Torch reads on."""
+    import torch
+
+    if graph.layout in (torch.strided, torch.sparse_coo):
+        return
+    by_rows = graph.layout in (torch.sparse_csr, torch.sparse_bsr)
+    starts, entries = graph.crow_indices() if by_rows else graph.ccol_indices(), graph.values()
+    block = 1 if entries.ndim == 1 else entries.shape[1 if by_rows else 2]
+    is_whole = len(starts) == len(graph) // block + 1 and starts[0] == 0
+    if not (is_whole and starts[-1] == len(entries) and (starts.diff() >= 0).all()):
+        raise ValueError(
+            f"graph must be a well-formed sparse tensor, got starts of its "
+            f"{'rows' if by_rows else 'columns'} that do not rise from 0 to its "
+            f"{len(entries)} entries; pass check_invariants=True where it is made"
+        )
+
+
+def _require_indices(indices: Array, samples: int, name: str) -> None:
+    if 0 in indices.shape:
+        return
+    xp = namespace(indices)
+    smallest, largest = int(xp.min(indices)), int(xp.max(indices))
+    if smallest < 0 or largest >= samples:
+        raise ValueError(
+            f"{name} must hold indices from 0 to {samples - 1}, got {smallest} to {largest}; "
+            "indices count rows of the cost, not rows of a larger data set"
         )
 
 
@@ -173,13 +214,7 @@ def _neighbours(graph: tuple[Any, ...], samples: int) -> tuple[Array, Array]:
             f"graph must be two arrays of one shape (N, k) with N = {samples}, "
             f"got {tuple(indices.shape)} and {tuple(weights.shape)}"
         )
-    if 0 not in indices.shape:
-        smallest, largest = int(xp.min(indices)), int(xp.max(indices))
-        if smallest < 0 or largest >= samples:
-            raise ValueError(
-                f"graph[0] must hold indices from 0 to {samples - 1}, got {smallest} to {largest}; "
-                "indices count rows of the cost, not rows of a larger data set"
-            )
+    _require_indices(indices, samples, "graph[0]")
     return indices, weights
 
 

@@ -118,7 +118,8 @@ def split_arguments(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     name = "cost" if arguments["cost"] is not None else "logits"
     length = len(arguments[name])
     if length == 0:
-        raise ValueError(f"{name} must hold at least one problem, got an empty first dimension")
+        shape = tuple(np.shape(arguments[name]))
+        raise ValueError(f"{name} must hold at least one problem, got shape {shape}")
     split = {
         name: _split(arguments[name], name, length, dimensions)
         for name, dimensions in OWN_DIMENSIONS.items()

@@ -94,20 +94,21 @@ def _negative_log_softmax(logits: Array) -> Array:
 
 def common_place(**arguments: Any) -> Place:
     """Return where the caller's arrays live; lists and SciPy's sparse arrays suit any place."""
-    places = {}
+    places: list[tuple[str, Place]] = []
     for name, value in arguments.items():
         for part in value if isinstance(value, tuple) else (value,):
             place = place_of(part)
             if place.library == "torch":
                 require_device(part, name)
             if place != HOST or isinstance(part, np.ndarray):
-                places[name] = place
-    if len(set(places.values())) > 1:
-        given = ", ".join(f"{name} from {place}" for name, place in places.items())
+                places.append((name, place))
+    found = {place for _, place in places}
+    if len(found) > 1:
+        given = ", ".join(f"{name} from {place}" for name, place in places)
         raise TypeError(
             f"all arrays must come from one library and device, got {given}; convert one of them"
         )
-    return next(iter(places.values()), HOST)
+    return next(iter(found), HOST)
 
 
 def _check_entries(array: Array, name: str, allowed_infinity: float) -> tuple[float, float]:

@@ -48,12 +48,15 @@ class System(NamedTuple):
         The column whose price stands still.
     longest : float
         Largest change of a price.
+    effort : float
+        From how many times the fewest rows the curvature should come, where not from all.
     """
 
     demand: Vector
     softness: Vector
     fixed: int | None
     longest: float
+    effort: float = 1.0
 
 
 class Coupling(Protocol):

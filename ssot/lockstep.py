@@ -1,8 +1,8 @@
 """Many problems at once: each is solved as if it were alone, and waits where it needs its kernel.
 
 A solve is a generator. It yields the kernel operation that it needs next, and is sent the result.
-`run` advances any number of them in turns, and hands operations of one kind to the backend in one
-call. A problem that has converged asks for nothing more, and so costs nothing more.
+`run` advances any number of them in turns, and hands operations of one kind on as many rows to the
+backend in one call. A problem that has converged asks for nothing more, and so costs nothing more.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ class Call:
     kernel: Kernel
     arguments: tuple[Any, ...]
 
+    @property
+    def kind(self) -> tuple[str, int]:
+        """What calls that are answered together share: a sample of the rows is another shape."""
+        return self.operation, self.kernel.samples
+
 
 Steps: TypeAlias = Generator[Call, Any, Result]
 """A computation that yields calls and returns a result."""
@@ -46,17 +51,17 @@ def run(solves: Iterable[Steps[Result]]) -> list[Result]:
         advance(index, None)
     while waiting:
         calls, waiting = waiting, {}
-        for operation in sorted({call.operation for call in calls.values()}):
-            indices = [i for i, call in calls.items() if call.operation == operation]
-            answers = _call_together(operation, [calls[i] for i in indices])
+        for kind in sorted({call.kind for call in calls.values()}):
+            indices = [i for i, call in calls.items() if call.kind == kind]
+            answers = _call_together([calls[i] for i in indices])
             for index, answer in zip(indices, answers, strict=True):
                 advance(index, answer)
     return results
 
 
-def _call_together(operation: str, calls: Sequence[Call]) -> Sequence[Any]:
+def _call_together(calls: Sequence[Call]) -> Sequence[Any]:
     kernels = [call.kernel for call in calls]
-    return kernels[0].together(operation, kernels, [call.arguments for call in calls])
+    return kernels[0].together(calls[0].operation, kernels, [call.arguments for call in calls])
 
 
 def row_pass(

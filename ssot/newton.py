@@ -59,6 +59,12 @@ TOO_STIFF = 0.4
 FORESEEABLE = 0.1
 """Contraction of the residual by a Newton step below which the next will contract no less."""
 
+POOR = 0.5
+"""Share of the residual left after a step from which the curvature is worth more effort."""
+
+EFFORT_FACTOR = 4.0
+"""How many times as much effort it is then worth."""
+
 STALLED_STEPS = 5
 """Newton steps without progress, at gains below rounding, after which rounding is the limit."""
 
@@ -122,10 +128,10 @@ class SemiDual:
     weight_entropy: float
     passes: float = field(default=0.0, init=False)
 
-    def at(self, prices: Vector, epsilon: float, longest: float) -> Steps[Point]:
+    def at(self, prices: Vector, epsilon: float, longest: float, effort: float) -> Steps[Point]:
         """Evaluate the dual, its gradient and its curvature by one row pass.
 
-        The Newton step from here will be at most `longest`.
+        The last two arguments are those of the `System` of the Newton step from here.
         """
         self.passes += 1
         columns = self.columns
@@ -135,6 +141,7 @@ class SemiDual:
             softness=columns.expand(demand * columns.inverse_strength, otherwise=0.0),
             fixed=columns.gauge,
             longest=longest,
+            effort=effort,
         )
         expanded = columns.expand(prices)
         sums, coupling = yield from lockstep.row_pass(
@@ -235,10 +242,12 @@ class Ascent:
         self.damping = 0.0
         self.radius = FIRST_RADIUS
         self.contraction = 1.0
+        self.effort = 1.0
 
     def at(self, prices: Vector) -> Steps[Point]:
         """Evaluate the semi-dual."""
-        return self.semidual.at(prices, self.epsilon, self.radius * self.epsilon)
+        longest = self.radius * self.epsilon
+        return self.semidual.at(prices, self.epsilon, longest, self.effort)
 
     def advance(self, point: Point) -> Steps[tuple[Point, float]]:
         """Return a point with a larger dual, and the first-order gain that was hoped for."""
@@ -255,6 +264,8 @@ class Ascent:
         is_newton = step == 1 and self.damping == 0
         shrunk = found.residual / point.residual if is_newton else 1.0
         self.contraction = shrunk if shrunk <= FORESEEABLE else 1.0
+        if found.residual > POOR * point.residual:
+            self.effort *= EFFORT_FACTOR
         return found, float(point.gradient @ direction)
 
     def rescale(self, point: Point) -> Steps[Point]:

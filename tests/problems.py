@@ -5,6 +5,7 @@ the prior for which Q is optimal. A cost raised by ``2 semantic_weight W Q`` the
 stationary point of the problem with the graph.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,9 @@ from scipy.optimize import brentq
 from scipy.special import kl_div, logsumexp, softmax, xlogy
 
 import ssot
+from ssot.adjacency import Edges
+from ssot.arrays import HOST, place_of, to_place
+from ssot.batch import SolutionBatch
 
 PROFILE = settings(
     derandomize=True,
@@ -161,15 +165,50 @@ def without_graph(options):
 
 
 def run(setting, cost, graph=None, **options):
-    """Solve in a backend and dtype, to its tolerance and with an error on failure."""
+    """Solve in a backend and dtype, to its tolerance and with an error on failure.
+
+    Where the setting has its arrays; the solution comes back with NumPy arrays.
+    """
     options = {"tol": setting.tolerance.solve, "on_failure": "raise"} | options
     cost = None if cost is None else np.asarray(cost, setting.dtype)
-    return ssot.solve(cost, graph, backend=setting.backend, **options)
+    given = {"cost": cost, "graph": graph} | options
+    given = {name: moved(value, setting.place) for name, value in given.items()}
+    return moved(ssot.solve(**given, backend=setting.backend), HOST)
 
 
 def run_case(setting, case, **options):
     """Solve a known answer."""
     return run(setting, case.cost, case.graph, **case.options, **options)
+
+
+def moved(value, place):
+    """Return arrays, and what holds arrays, in another place; all else as it is."""
+    if isinstance(value, ssot.Problem):
+        return _moved_problem(value, place)
+    if isinstance(value, ssot.Solution):
+        parts = {"problem": moved(value.problem, place), "_plan": moved(value._plan, place)}
+        return value if value.problem.place == place else replace(value, **parts)
+    if isinstance(value, SolutionBatch):
+        return SolutionBatch(moved(value.solutions, place))
+    if isinstance(value, list):
+        return [moved(part, place) for part in value]
+    if isinstance(value, tuple):
+        parts = [moved(part, place) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    is_array = isinstance(value, np.ndarray) or place_of(value) != HOST
+    return to_place(value, place) if is_array else value
+
+
+def _moved_problem(problem, place):
+    if problem.place == place:
+        return problem
+    there, graph = copy.copy(problem), problem.graph
+    if graph is not None:
+        graph = graph.to_scipy() if place == HOST else Edges.of(graph, place)
+    parts = {name: moved(getattr(problem, name), place) for name in ("cost", "sample_weight")}
+    for name, value in (parts | {"graph": graph, "place": place}).items():
+        object.__setattr__(there, name, value)
+    return there
 
 
 def tightest(setting):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import DATA
+from problems import run
 from scipy import sparse
 
 from benchmarks.hard_problems import SEMANTIC_SETTINGS, semantic_problem
@@ -35,15 +36,16 @@ def check_descent(solution):
 
 @pytest.mark.parametrize("case", range(3))
 def test_stored_problem_descends_to_the_reference(stored, stored_graph, case, setting):
-    solution = solve(
+    solution = run(
+        setting,
+        None,
+        stored_graph,
         logits=stored["logits"].astype(setting.dtype),
-        graph=stored_graph,
         rho=stored["rho"][case],
         epsilon=stored["epsilon"],
         kl_weight=stored["kl_weight"],
         semantic_weight=stored["semantic_weight"][case],
         tol=GAP,
-        backend=setting.backend,
     )
     check_descent(solution)
     assert solution.objective.total <= stored["objective"][case] + 1e-5

@@ -8,10 +8,11 @@ import warnings
 import numpy as np
 import pytest
 from hypothesis import given
-from problems import LINEAR_CASES, PROFILE, linear_case, random_graph, run, run_case
+from problems import LINEAR_CASES, PROFILE, linear_case, moved, random_graph, run, run_case
 
 import ssot
 from ssot import ConvergenceError, ConvergenceWarning, Problem, Status, solve_problem
+from ssot.arrays import HOST
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_failures_warn_by_default_with_numbers_and_at_the_callers_line(
     setting, limits, status, entry
 ):
     cost, graph, options = hard_problem()
-    cost = cost.astype(setting.dtype)
+    cost = moved(cost.astype(setting.dtype), setting.place)
     options |= limits | {"backend": setting.backend}
     if entry == "solve_problem":
         names = ("rho", "semantic_weight")
@@ -229,10 +230,11 @@ def test_the_input_is_neither_modified_nor_needed_to_be_writeable(setting):
 
 def test_a_problem_can_be_solved_again(setting):
     cost, graph, options = hard_problem()
-    problem = Problem(cost.astype(setting.dtype), graph, **options)
+    problem = moved(Problem(cost.astype(setting.dtype), graph, **options), setting.place)
     limits = {"tol": setting.tolerance.solve, "backend": setting.backend}
     first, second = (solve_problem(problem, **limits) for _ in range(2))
     assert first.problem is second.problem is problem
+    first, second = moved(first, HOST), moved(second, HOST)
     np.testing.assert_array_equal(first.plan, second.plan)
     whole = run(setting, cost, graph, **options)
     np.testing.assert_array_equal(first.plan, whole.plan)
@@ -240,9 +242,10 @@ def test_a_problem_can_be_solved_again(setting):
 
 
 def test_sp2ot_plan_is_the_plan_of_solve(setting, case):
-    cost = case.cost.astype(setting.dtype)
-    plan = ssot.sp2ot_plan(cost, rho=0.3, backend=setting.backend)
-    np.testing.assert_array_equal(plan, ssot.solve(cost, rho=0.3, backend=setting.backend).plan)
+    cost = moved(case.cost.astype(setting.dtype), setting.place)
+    plan = moved(ssot.sp2ot_plan(cost, rho=0.3, backend=setting.backend), HOST)
+    expected = run(setting, case.cost, rho=0.3, tol=1e-6).plan
+    np.testing.assert_array_equal(plan, expected)
     assert plan.sum(dtype=np.float64) == pytest.approx(0.3, abs=1e-6)
 
 

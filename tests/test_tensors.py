@@ -221,7 +221,7 @@ def test_bad_tensors_are_refused(name, value, fix):
 def test_setting_of_the_caller_stays(setting):
     """Torch's default dtype and threads are the caller's business."""
     before = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled())
-    cost = tensor(COST, getattr(torch, setting.dtype.name))
+    cost = tensor(COST, getattr(torch, setting.dtype.name)).to(setting.place.device)
     plan = ssot.solve(cost, rho=0.4, tol=setting.tolerance.solve, backend=setting.backend).plan
     assert plan.dtype == cost.dtype
     assert before == (

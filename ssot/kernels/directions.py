@@ -7,36 +7,47 @@ from torch import Tensor
 
 
 def newton_directions(
-    *, overlap: Tensor, free: Tensor, diagonal: Tensor, gradient: Tensor, epsilon: Tensor
+    *,
+    overlap: Tensor,
+    free: Tensor,
+    diagonal: Tensor,
+    gradient: Tensor,
+    epsilon: Tensor,
+    longest: Tensor,
 ) -> Tensor:
     """Return d with ``(L / epsilon + diag(diagonal)) d = gradient`` on the free columns, else 0.
 
-    ``L = diag(W 1) - W``. Where rounding hides that the matrix is definite, its diagonal alone
-    makes the direction, which is one of ascent too.
+    ``L = diag(W 1) - W``. A d of which an entry exceeds `longest` is shortened. Where rounding
+    hides that the matrix is definite, its diagonal alone makes the direction, which is one of
+    ascent too. A column without curvature, whose mass has underflowed, goes as far as it may
+    towards its demand.
 
     Parameters
     ----------
     overlap : (A, K + 1, K + 1) tensor
-        W, of which the diagonal does not matter; it is used up.
+        W, of which the diagonal does not matter.
     free : (A, K + 1) tensor of bool
         Which prices may change.
     diagonal, gradient : (A, K + 1) tensor
-    epsilon : (A, 1) tensor
+    epsilon, longest : (A, 1) tensor
 
     Returns
     -------
     (A, K + 1) tensor
     """
-    matrix = overlap.div_(-epsilon[..., None])
+    matrix = overlap / -epsilon[..., None]
     matrix.diagonal(dim1=1, dim2=2).zero_()
     stiffness = diagonal - matrix.sum(dim=2)
-    free = free & (stiffness > 0)
+    is_bent = free & (stiffness > 0)
     # With a diagonal of 1 the factorisation does not depend on the units of the columns.
-    scale = torch.where(free, stiffness, 1.0).rsqrt()
-    matrix *= (free * scale)[..., None] * (free * scale)[:, None]
+    scale = torch.where(is_bent, stiffness, 1.0).rsqrt()
+    matrix *= (is_bent * scale)[..., None] * (is_bent * scale)[:, None]
     matrix.diagonal(dim1=1, dim2=2).fill_(1.0)
     factor, failure = torch.linalg.cholesky_ex(matrix)
-    scaled = torch.where(free, gradient * scale, 0.0)
+    scaled = torch.where(is_bent, gradient * scale, 0.0)
     solution = torch.cholesky_solve(scaled[..., None], factor)[..., 0]
     is_right = (failure == 0)[:, None] & solution.isfinite().all(dim=1, keepdim=True)
-    return torch.where(is_right, solution, scaled) * scale
+    direction = torch.where(is_right, solution, scaled) * scale
+    length = direction.abs().amax(dim=1, keepdim=True)
+    direction = torch.where(length > longest, direction * (longest / length), direction)
+    return torch.where(free & ~is_bent, longest * gradient.sign(), direction)

@@ -217,8 +217,9 @@ def _passes_far_from_the_host(
     The curvature comes from a sample of the rows, which leaves the gradient exact.
     """
     columns = batch.classes + 1
-    rows = max(CURVATURE_ROWS, CURVATURE_ROWS_PER_COLUMN * columns)
-    every = max(1, batch.samples // rows)
+    fewest = max(CURVATURE_ROWS, CURVATURE_ROWS_PER_COLUMN * columns)
+    effort = max(system.effort for system in systems)
+    every = max(1, int(batch.samples / (fewest * effort)))
     sample = batch.sample(every)
     plans = [_new_plan(bound) for bound in sample.bounds]
     sums = _sums(sample, plans)
@@ -274,8 +275,9 @@ def _directions(batch: Batch, sums: Tensor, overlap: Tensor, systems: Sequence[S
         np.concatenate([system.demand, system.softness, np.arange(columns) == system.fixed])
         for system in systems
     ]
-    given = to_device(np.stack(numbers), sums.device)
-    demand, softness, fixed = given.chunk(3, dim=1)
+    lengths = [system.longest for system in systems]
+    given = to_device(np.column_stack([np.stack(numbers), lengths]), sums.device)
+    demand, softness, fixed, longest = torch.split(given, [columns] * 3 + [1], dim=1)
     mass = sums[:, :columns]
     return newton_directions(
         overlap=overlap,
@@ -283,6 +285,7 @@ def _directions(batch: Batch, sums: Tensor, overlap: Tensor, systems: Sequence[S
         diagonal=softness,
         gradient=demand - mass,
         epsilon=batch.epsilon,
+        longest=longest,
     )
 
 
@@ -339,7 +342,7 @@ def _replace_products(
         kernel.change_product(*matrices)
         for kernel, *matrices in zip(kernels, products, olds, news, strict=True)
     ]
-    numbers: list[float] = torch.stack(changes).tolist()
+    numbers: list[float] = _to_host(torch.stack(changes)).tolist()
     return numbers
 
 

@@ -30,9 +30,10 @@ class Edges(NamedTuple):
 
     Attributes
     ----------
-    starts : (N + 1,) tensor of int64
+    starts : (N + 1,) tensor
         Where each row begins in the other two, and where the last one ends.
-    columns : (E,) tensor of int64
+    columns : (E,) tensor
+        As `starts`, of int32 wherever that suffices.
     weights : (E,) tensor
     """
 
@@ -43,8 +44,7 @@ class Edges(NamedTuple):
     @classmethod
     def of(cls, w: sparse.csr_array, place: Place) -> Edges:
         """Return the rows of a SciPy array."""
-        starts, columns = w.indptr.astype(np.int64), w.indices.astype(np.int64)
-        return cls(*(to_place(part, place) for part in (starts, columns, w.data)))
+        return cls(*(to_place(part, place) for part in (w.indptr, w.indices, w.data)))
 
     def to_scipy(self) -> sparse.csr_array:
         """Return the matrix as a SciPy array, sharing memory where it can."""
@@ -84,11 +84,13 @@ def row_sums(w: SymmetricGraph) -> tuple[float, float]:
     if not isinstance(w, Edges):
         sums, absolute = (part.sum(axis=1, dtype=np.float64) for part in (w, abs(w)))
         return float(sums.mean()), float(absolute.max())
-    running = w.weights.new_zeros(len(w.weights) + 1, dtype=namespace(w.weights).float64)
+    import torch
+
+    running = w.weights.new_zeros(len(w.weights) + 1, dtype=torch.float64)
     running[1:] = w.weights.abs().cumsum(0, dtype=running.dtype)
     absolute = running[w.starts].diff()
-    total = w.weights.sum(dtype=running.dtype)
-    return float(total) / len(absolute), float(absolute.max())
+    total, largest = torch.stack([w.weights.sum(dtype=running.dtype), absolute.max()]).tolist()
+    return total / len(absolute), largest
 
 
 def _symmetric_array(graph: GraphLike, cost: Array) -> sparse.csr_array:
@@ -143,8 +145,10 @@ def _symmetric_edges(graph: GraphLike, cost: Array) -> Edges:
         check_invariants=False,
     ).coalesce()
     rows, columns = w.indices()
+    is_small = max(len(columns), samples) <= torch.iinfo(torch.int32).max
+    index = torch.int32 if is_small else torch.int64
     starts = torch.searchsorted(rows, torch.arange(samples + 1, device=rows.device))
-    return Edges(starts, columns.contiguous(), w.values().to(cost.dtype))
+    return Edges(starts.to(index), columns.to(index), w.values().to(cost.dtype))
 
 
 def _require_shape(graph: Any, samples: int) -> None:

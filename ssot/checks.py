@@ -62,7 +62,7 @@ def checked_cost(
         )
     array = to_computing_dtype(array)
     xp = namespace(array)
-    smallest, largest = float(xp.min(array)), float(xp.max(array))
+    smallest, largest = xp.stack([xp.min(array), xp.max(array)]).tolist()
     is_finite = math.isfinite(smallest) and math.isfinite(largest)
     if not is_finite:
         smallest, largest = _check_entries(array, name, allowed_infinity)

@@ -175,9 +175,8 @@ class Problem:
     @cached_property
     def weight_entropy(self) -> float:
         """``sum alpha log alpha``, where 0 log 0 is 0."""
-        xp = namespace(self.sample_weight)
-        weight = self.sample_weight[self.sample_weight > 0]
-        return float(xp.sum(weight * xp.log(weight)))
+        xp, weight = namespace(self.sample_weight), self.sample_weight
+        return float(xp.sum(weight * xp.log(xp.where(weight > 0, weight, 1.0))))
 
     @cached_property
     def reachable(self) -> NDArray[np.bool_]:

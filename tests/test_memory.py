@@ -49,10 +49,10 @@ def peak_over_cost(**options):
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.fixture(params=["numba", "numpy"])
+@pytest.fixture(params=["numba", "numpy", "torch"])
 def backend(request):
-    if request.param == "numba":
-        pytest.importorskip("numba", reason="Numba is not installed")
+    if request.param != "numpy":
+        pytest.importorskip(request.param, reason=f"{request.param} is not installed")
     return request.param
 
 

@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ssot.adjacency import Edges
-from ssot.arrays import Array, place_of
+from ssot.arrays import HOST, Array, place_of, to_place
 from ssot.curvature import (
     LARGEST_DENSE,
     LARGEST_TAIL,
@@ -117,7 +117,7 @@ class TorchKernel:
 
     def _product_rows(self, matrix: Tensor, rows: slice) -> Tensor:
         """Return rows of the product of the graph with a matrix: weighted sums of its rows."""
-        first, last = self._first_edges[rows.start], self._first_edges[rows.stop]
+        first, last = (int(self._first_edges[row]) for row in (rows.start, rows.stop))
         edges = self._edges
         return torch.nn.functional.embedding_bag(
             edges.columns[first:last],
@@ -135,10 +135,9 @@ class TorchKernel:
         return self.bound.graph
 
     @cached_property
-    def _first_edges(self) -> list[int]:
+    def _first_edges(self) -> Array:
         """Where the edges of each row begin, on the host."""
-        starts: list[int] = self._edges.starts.tolist()
-        return starts
+        return to_place(self._edges.starts, HOST)
 
 
 Kernels: TypeAlias = Sequence[TorchKernel]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssot.kernels.protocol import Bound, Vector
 
-CACHED_BLOCK = 1 << 19
+CACHED_BLOCK = 1 << 18
 """Entries in a block of rows on the CPU: what stays in the last cache, as calls are dear too."""
 
 LARGEST_BLOCK = 1 << 25

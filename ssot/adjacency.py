@@ -211,7 +211,7 @@ def _neighbours(graph: tuple[Any, ...], samples: int) -> tuple[Array, Array]:
     xp = namespace(indices)
     if not xp.isdtype(indices.dtype, "integral"):
         raise TypeError(
-            f"graph[0] must hold integer neighbour indices, got {indices.dtype}; use .astype(int)"
+            f"graph[0] must hold integer neighbour indices, got {indices.dtype}; convert it"
         )
     if indices.ndim != 2 or len(indices) != samples or weights.shape != indices.shape:
         raise ValueError(

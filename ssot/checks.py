@@ -58,7 +58,7 @@ def checked_cost(
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
             f"{name} must be a two-dimensional array (samples, classes) with at least one of each, "
-            f"got shape {tuple(array.shape)}"
+            f"got shape {tuple(array.shape)}; solve takes one more dimension for several problems"
         )
     array = to_computing_dtype(array)
     xp = namespace(array)

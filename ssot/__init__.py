@@ -1,5 +1,7 @@
 """Optimal-transport pseudo-labels for imbalanced clustering: one solver, certified plans."""
 
+import logging
+
 from ssot.batch import SolutionBatch
 from ssot.certificate import Certificate
 from ssot.graph import knn_graph
@@ -9,12 +11,13 @@ from ssot.schedule import cosine_ramp, linear_ramp, semantic_weight, sigmoid_ram
 from ssot.solution import Solution
 from ssot.solve import (
     ConvergenceError,
-    ConvergenceWarning,
     solve,
     solve_problem,
     sp2ot_plan,
 )
-from ssot.status import Progress, Status
+from ssot.status import ConvergenceWarning, Progress, Status
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0.dev0"
 

@@ -100,7 +100,7 @@ def _symmetric_array(graph: GraphLike, cost: Array) -> sparse.csr_array:
         graph = to_numpy(graph, "graph")
     elif hasattr(graph, "check_format"):
         try:
-            graph.check_format(full_check=True)
+            type(graph)(graph).check_format(full_check=True)  # which trims its own arrays
         except ValueError as error:
             raise ValueError(f"graph must be a well-formed sparse array: {error}") from error
     _require_shape(graph, len(cost))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -82,7 +83,7 @@ def checked_array(value: Any, name: str) -> Array:
         value = value.data
     try:
         array = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # ragged, or of tensors that require gradients
         raise ValueError(f"{name} must be a rectangular array of numbers: {error}") from error
     if array.dtype.kind not in "iufb":
         raise TypeError(
@@ -141,15 +142,17 @@ def to_place(array: Array, place: Place) -> Array:
     return array.to(place.device)
 
 
-def isolated(place: Place) -> ExitStack:
-    """Return a context in which Torch records no gradients and casts nothing by itself."""
-    context = ExitStack()
-    if place.library == "torch":
-        import torch
+@contextmanager
+def isolated(place: Place) -> Iterator[None]:
+    """Enter a context in which Torch makes plain tensors: no gradients, casts or inference mode."""
+    if place.library == "numpy":
+        yield
+        return
+    import torch
 
-        context.enter_context(torch.no_grad())
-        context.enter_context(torch.autocast(place.device.type, enabled=False))
-    return context
+    plain_dtypes = torch.autocast(place.device.type, enabled=False)
+    with torch.inference_mode(mode=False), torch.no_grad(), plain_dtypes:
+        yield
 
 
 def require_device(value: Any, name: str) -> None:

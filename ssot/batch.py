@@ -139,7 +139,21 @@ def problems_of(arguments: Sequence[Mapping[str, Any]]) -> list[Problem]:
             problems.append(Problem(**{**own, "graph": graph}))
         except (TypeError, ValueError) as error:
             raise type(error)(f"in problem {index} of the batch: {error}") from error
+        _require_alike(problems[0], problems[index], index)
     return problems
+
+
+def _require_alike(first: Problem, other: Problem, index: int) -> None:
+    for name, kinds in (
+        ("shape", [tuple(first.cost.shape), tuple(other.cost.shape)]),
+        ("dtype", [first.cost.dtype, other.cost.dtype]),
+        ("place", [first.place, other.place]),
+    ):
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"cost must have one {name} in all problems of a batch, got {kinds[0]} in problem "
+                f"0 and {kinds[1]} in problem {index}; solve them apart"
+            )
 
 
 def split_init(
@@ -147,7 +161,7 @@ def split_init(
 ) -> list[Any]:
     """Return where to start each problem of a batch."""
     if isinstance(init, (SolutionBatch, list, tuple)) and all(
-        isinstance(part, Solution) for part in init
+        part is None or isinstance(part, Solution) for part in init
     ):
         if len(init) != length:
             raise ValueError(
@@ -161,7 +175,7 @@ def split_init(
 
 def _dimensions(value: Any) -> int:
     if isinstance(value, (list, tuple)):
-        return 1 + (_dimensions(value[0]) if value else 0)
+        return 1 + _dimensions(next((part for part in value if part is not None), None))
     return int(getattr(value, "ndim", 0))
 
 

@@ -268,7 +268,8 @@ class _Descent:
 
     def rounding(self, current: _Iterate) -> float:
         """Return the size of differences in the objective that may be rounding errors."""
-        return value_rounding(self.kernel) * current.objective.scale
+        scale = current.objective.scale
+        return value_rounding(self.kernel) * scale if math.isfinite(scale) else 0.0
 
     def restores(self, current: _Iterate, answer: InnerSolution, gap: float) -> bool:
         """Tell whether only the masses are amiss, and the whole way to the answer mends them."""

@@ -41,8 +41,8 @@ class Problem:
     ----------
     cost : (N, K) array, optional
         Cost :math:`C` of giving sample i to class j, in any unit; ``-log softmax(logits)`` in
-        clustering. ``inf`` forbids a pair. float64 and float32 are computed as such, float16 in
-        float32, integers in float64. Exactly one of `cost` and `logits` must be given.
+        clustering. ``inf`` forbids a pair. float64 and float32 are computed as such, shorter
+        ones in float32, integers in float64. Exactly one of `cost` and `logits` must be given.
     graph : sparse or dense (N, N) array, or (indices, weights), optional
         Semantic graph :math:`S`; only :math:`W = (S + S^T) / 2` matters, and is what the attribute
         holds. A SciPy sparse array, a sparse tensor of any layout, a dense array or tensor, or two
@@ -105,10 +105,10 @@ class Problem:
         graph: GraphLike | None = None,
         *,
         logits: ArrayLike | None = None,
-        rho: float = 1.0,
-        epsilon: float = 0.1,
+        rho: ArrayLike = 1.0,
+        epsilon: ArrayLike = 0.1,
         kl_weight: ArrayLike = 1.0,
-        semantic_weight: float | None = None,
+        semantic_weight: ArrayLike | None = None,
         prior: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> None:

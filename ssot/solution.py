@@ -11,20 +11,33 @@ from numpy.typing import ArrayLike
 
 from ssot.arrays import HOST, Array, isolated, namespace, place_of, to_place
 from ssot.certificate import Certificate
-from ssot.checks import checked_cost
+from ssot.checks import checked_cost, common_place
 from ssot.kernels.protocol import Plan, Vector
 from ssot.objective import Objective
 from ssot.problem import Problem
 from ssot.status import Status
 
 
-@dataclass(eq=False)
+class Report:
+    """What the last backward pass reported.
+
+    The graph of Torch holds on to this, which therefore must not know the plan.
+    """
+
+    adjoint: Any = None
+
+    def __call__(self, adjoint: Any) -> None:
+        """Take note."""
+        self.adjoint = adjoint
+
+
+@dataclass(frozen=True, eq=False)
 class Tracked:
-    """The plan and the value as Torch tracks them, and what the last backward pass reported."""
+    """The plan and the value as Torch tracks them."""
 
     plan: Array
     value: Array
-    adjoint: Any = None
+    report: Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +61,8 @@ class Solution:
     backend : str
         Name of the backend that computed it.
     seconds : float
-        Wall-clock time of the solve, from the checked problem to the certificate.
+        Wall-clock time of the solve, of the whole batch if in one, from the checked problem to the
+        certificate.
     """
 
     problem: Problem
@@ -91,7 +105,7 @@ class Solution:
         A named tuple of the relative `residual`, the `iterations`, whether they `converged`, and
         whether the plan `is_minimum`: a strict local one, which alone has a derivative.
         """
-        return None if self._tracked is None else self._tracked.adjoint
+        return None if self._tracked is None else self._tracked.report.adjoint
 
     @property
     def prices(self) -> Any:
@@ -145,7 +159,7 @@ class Solution:
         TypeError, ValueError
             If the array is not a valid cost, or has another number of classes.
         """
-        place = place_of(logits if cost is None else cost)
+        place = common_place(cost=cost, logits=logits)
         with isolated(place):
             checked, _, _ = checked_cost(cost, logits, place)
             classes = len(self._prices) - 1

@@ -22,14 +22,10 @@ from ssot.mm import Limits, minimise
 from ssot.problem import Problem
 from ssot.solution import Solution
 from ssot.start import start_from
-from ssot.status import Progress
+from ssot.status import ConvergenceWarning, Progress
 
 Callback: TypeAlias = Callable[[Progress], bool | None]
 OnFailure: TypeAlias = Literal["raise", "warn", "return"]
-
-
-class ConvergenceWarning(UserWarning):
-    """A solve ended before its tolerance was met."""
 
 
 class ConvergenceError(RuntimeError):
@@ -44,6 +40,9 @@ class ConvergenceError(RuntimeError):
     def __init__(self, message: str, solution: Solution | SolutionBatch) -> None:
         super().__init__(message)
         self.solution = solution
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.solution)
 
 
 def sp2ot_plan(
@@ -83,16 +82,16 @@ def solve(
     graph: GraphLike | None = None,
     *,
     logits: ArrayLike | None = None,
-    rho: float = 1.0,
-    epsilon: float = 0.1,
+    rho: ArrayLike = 1.0,
+    epsilon: ArrayLike = 0.1,
     kl_weight: ArrayLike = 1.0,
-    semantic_weight: float | None = None,
+    semantic_weight: ArrayLike | None = None,
     prior: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     tol: float = 1e-6,
     max_steps: int = 200,
     max_passes: int = 2000,
-    init: Solution | ArrayLike | None = None,
+    init: Solution | SolutionBatch | ArrayLike | None = None,
     callback: Callback | None = None,
     on_failure: OnFailure = "warn",
     backend: str = "auto",
@@ -150,8 +149,7 @@ def solve(
     SP²OT, arXiv 2404.03446; P²OT, arXiv 2401.09266.
     """
     _check_on_failure(on_failure)
-    _check_options(tol, max_steps, max_passes, callback)
-    limits = Limits(tol, max_steps, max_passes)
+    limits = _checked_limits(tol, max_steps, max_passes, callback)
     arguments: dict[str, Any] = {
         "cost": cost,
         "graph": graph,
@@ -190,8 +188,7 @@ def solve_problem(
     A problem does not know what its tensors were computed from: its plan has no gradients.
     """
     _check_on_failure(on_failure)
-    _check_options(tol, max_steps, max_passes, callback)
-    limits = Limits(tol, max_steps, max_passes)
+    limits = _checked_limits(tol, max_steps, max_passes, callback)
     solution = _solve_together([problem], [init], limits, callback, backend)[0]
     _settle([solution], solution, on_failure)
     return solution
@@ -199,7 +196,7 @@ def solve_problem(
 
 def _solve_together(
     problems: Sequence[Problem],
-    inits: Sequence[Solution | ArrayLike | None],
+    inits: Sequence[Any],
     limits: Limits,
     callback: Callback | None,
     backend: str,
@@ -207,7 +204,7 @@ def _solve_together(
     """Return the solutions of problems of one shape."""
     began = time.perf_counter()
     kernels = [make_kernel(problem, backend) for problem in problems]
-    with isolated(kernels[0].place):
+    with isolated(problems[0].place), isolated(kernels[0].place):
         outcomes = run(
             minimise(problem, kernel, limits, start_from(init, problem, kernel.place), told)
             for problem, kernel, init, told in zip(
@@ -215,23 +212,23 @@ def _solve_together(
             )
         )
         certificates = [certify(*pair) for pair in zip(problems, outcomes, strict=True)]
-    seconds = time.perf_counter() - began
-    return [
-        Solution(
-            problem=problem,
-            objective=outcome.objective,
-            status=outcome.status,
-            certificate=certificate,
-            tol=float(limits.tol),
-            backend=kernel.name,
-            seconds=seconds,
-            _plan=Plan(*(to_place(part, problem.place) for part in outcome.plan)),
-            _prices=outcome.prices,
-        )
-        for problem, kernel, outcome, certificate in zip(
-            problems, kernels, outcomes, certificates, strict=True
-        )
-    ]
+        seconds = time.perf_counter() - began
+        return [
+            Solution(
+                problem=problem,
+                objective=outcome.objective,
+                status=outcome.status,
+                certificate=certificate,
+                tol=limits.tol,
+                backend=kernel.name,
+                seconds=seconds,
+                _plan=Plan(*(to_place(part, problem.place) for part in outcome.plan)),
+                _prices=outcome.prices,
+            )
+            for problem, kernel, outcome, certificate in zip(
+                problems, kernels, outcomes, certificates, strict=True
+            )
+        ]
 
 
 def _callbacks(callback: Callback | None, problems: int) -> list[Callback | None]:
@@ -268,11 +265,17 @@ def _check_on_failure(on_failure: str) -> None:
         raise ValueError(f"on_failure must be one of {get_args(OnFailure)}, got {on_failure!r}")
 
 
-def _check_options(tol: float, max_steps: int, max_passes: int, callback: Callback | None) -> None:
-    if not 0 < to_number(tol, "tol") < np.inf:
+def _checked_limits(
+    tol: float, max_steps: int, max_passes: int, callback: Callback | None
+) -> Limits:
+    tolerance = to_number(tol, "tol")
+    if not 0 < tolerance < np.inf:
         raise ValueError(f"tol must be a finite number above 0, got {tol}")
-    for name, value in (("max_steps", max_steps), ("max_passes", max_passes)):
-        if not (to_number(value, name) >= 1 and float(value).is_integer()):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    numbers = {"max_steps": max_steps, "max_passes": max_passes}
+    counts = {name: to_number(value, name) for name, value in numbers.items()}
+    for name, count in counts.items():
+        if not (count >= 1 and count.is_integer()):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {numbers[name]}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of a Progress, or None, got {callback!r}")
+    return Limits(tolerance, int(counts["max_steps"]), int(counts["max_passes"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.arrays import LARGEST, Place, namespace, to_numpy, to_place
+from ssot.arrays import LARGEST, Array, Place, namespace, to_numpy, to_place
 from ssot.kernels import Plan
 from ssot.mm import Start
 from ssot.problem import Problem
@@ -49,4 +49,11 @@ def start_from(init: Solution | ArrayLike | None, problem: Problem, place: Place
     matrix = to_place(init._plan.matrix, problem.place)
     matrix = namespace(matrix).astype(matrix, problem.cost.dtype, copy=False)
     plan = Plan(to_place(matrix, place), to_place(init._plan.slack, place))
-    return Start(init._prices, plan, problem.has_constraints_of(init.problem))
+    is_feasible = problem.has_constraints_of(init.problem) and not _is_forbidden(matrix, problem)
+    return Start(init._prices, plan, is_feasible)
+
+
+def _is_forbidden(matrix: Array, problem: Problem) -> bool:
+    """Tell whether a plan has mass where the cost is inf, as one of changed memory may have."""
+    xp = namespace(matrix)
+    return problem.forbids_pairs and bool(xp.any(xp.isinf(problem.cost) & (matrix > 0)))

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 
+class ConvergenceWarning(UserWarning):
+    """A solve ended before its tolerance was met, or so did the system behind a gradient."""
+
+
 class Status(Enum):
     """Why the solve ended; `advice` says what to do next.
 

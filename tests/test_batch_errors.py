@@ -137,7 +137,7 @@ def test_a_start_for_another_number_of_problems_is_refused(kind, length):
         ssot.solve(COST, init=init)
 
 
-@pytest.mark.parametrize("init", [np.zeros(3), np.zeros((3, 3)), "cold", [None, None, None]])
+@pytest.mark.parametrize("init", [np.zeros(3), np.zeros((3, 3)), "cold"])
 def test_other_starts_are_refused(init):
     with pytest.raises((TypeError, ValueError), match="init must be a Solution"):
         ssot.solve(COST, init=init)
@@ -151,3 +151,11 @@ def test_a_start_with_other_classes_is_refused():
 def test_a_batch_is_no_start_for_one_problem():
     with pytest.raises(TypeError, match="init must be a Solution"):
         ssot.solve(COST[0], init=ssot.solve(COST))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [(COST[1][:5], "shape"), (COST[1].astype(np.float32), "dtype")]
+)
+def test_problems_that_are_unlike_are_refused(other, named):
+    with pytest.raises(ValueError, match=f"^cost must have one {named} in all problems"):
+        ssot.solve([COST[0], other])

@@ -2,6 +2,7 @@
 through the public functions."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -189,3 +190,50 @@ def test_the_value_is_a_number_for_arrays():
     assert isinstance(solution.value, float)
     batch = ssot.solve(np.stack([np.eye(3)] * 2), rho=[0.5, 0.6])
     assert batch.value.tolist() == [objective.total for objective in batch.objective]
+
+
+def test_a_solution_that_is_let_go_is_freed():
+    """The graph of Torch is invisible to the garbage collector, so nothing may lead in a circle."""
+    costs = []
+    for _ in range(3):
+        cost = torch.rand(20, 4, dtype=torch.float64, requires_grad=True)
+        solution = ssot.solve(cost, rho=0.5)
+        costs.append(weakref.ref(solution.problem))
+        solution.plan.square().sum().backward()
+        del solution, cost
+    assert [ref() for ref in costs] == [None] * 3
+
+
+def test_the_weight_of_a_graph_has_a_gradient_at_zero():
+    given = inputs() | {"semantic_weight": torch.tensor(0.0, dtype=torch.float64)}
+    weight = torch.rand(SAMPLES, CLASSES, dtype=torch.float64)
+
+    def loss(strength):
+        return (
+            ssot.sp2ot_plan(**given | {"semantic_weight": strength}, graph=neighbours(), tol=1e-12)
+            * weight
+        ).sum()
+
+    strength = given["semantic_weight"].requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(strength), strength)
+    with torch.no_grad():
+        slope = (loss(strength + 1e-4) - loss(strength)) / 1e-4
+    assert gradient.item() == pytest.approx(slope.item(), rel=1e-2)
+    assert abs(slope.item()) > 1e-6
+
+
+def test_a_cost_that_has_changed_since_is_noticed():
+    given = inputs()
+    cost = torch.rand(SAMPLES, CLASSES, dtype=torch.float64)
+    plan = ssot.sp2ot_plan(cost, rho=given["rho"])
+    cost.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        plan.square().sum().backward()
+
+
+def test_a_plan_of_inference_mode_can_be_learnt_from():
+    logits = inputs()["logits"]
+    with torch.inference_mode():
+        plan = ssot.sp2ot_plan(logits=logits.detach(), rho=0.4)
+    (plan * logits.log_softmax(dim=1)).sum().backward()
+    assert logits.grad.any()

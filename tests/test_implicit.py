@@ -1,6 +1,5 @@
 """Gradients of the plan and of the optimal value against differences and a dense linear system."""
 
-import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -559,7 +558,7 @@ def test_blocks_of_rows_do_not_matter(monkeypatch):
         assert torch.allclose(gradient, same, rtol=1e-9, atol=1e-12)
 
 
-def test_a_loss_that_no_plan_changes_has_no_gradient(caplog):
+def test_a_loss_that_no_plan_changes_has_no_gradient():
     """All plans have the same mass, and masked pairs none, whatever the loss says about them."""
     case = make_case(11, share=0.6, masked=True)
     solved = solved_of(solve(case))
@@ -567,7 +566,6 @@ def test_a_loss_that_no_plan_changes_has_no_gradient(caplog):
     cotangent[::2, 0] = -np.inf
     gradients, adjoint = plan_gradients(solved, cotangent)
     assert adjoint.converged
-    assert caplog.records == []
     for name, gradient in zip(NAMES, gradients, strict=True):
         assert torch.allclose(gradient, torch.full_like(gradient, float(name == "rho"))), name
 
@@ -613,7 +611,7 @@ def test_only_what_needs_a_gradient_gets_one():
     assert not plan.requires_grad
 
 
-def test_a_saddle_is_reported(caplog):
+def test_a_saddle_is_reported():
     """Two classes that differ in nothing: neighbours would agree, but on neither rather."""
     samples = 6
     ring = np.roll(np.eye(samples), 1, axis=1)
@@ -630,33 +628,32 @@ def test_a_saddle_is_reported(caplog):
     leaves = case.leaves(["cost"])
     reports = []
     plan, _ = solve_differentiably(case, leaves, reports.append)
-    plan[:, 0].sum().backward()
+    with pytest.warns(ssot.ConvergenceWarning, match="no strict local minimum"):
+        plan[:, 0].sum().backward()
     (adjoint,) = reports
     assert not adjoint.is_minimum
     assert not adjoint.converged
-    assert "no strict local minimum" in caplog.text
     assert leaves["cost"].grad.isfinite().all()
 
 
-def test_an_unsolved_system_is_reported(caplog, monkeypatch):
+def test_an_unsolved_system_is_reported(monkeypatch):
     case = make_case(12, share=3.0)
     solved = solved_of(solve(case))
     cotangent = random_like(solved.plan)
     monkeypatch.setattr(response, "MOST_ITERATIONS", 2)
-    with caplog.at_level(logging.WARNING, logger="ssot"):
+    with pytest.warns(ssot.ConvergenceWarning, match="inexact"):
         gradients, adjoint = plan_gradients(solved, cotangent)
     assert adjoint.iterations == 2
     assert adjoint.is_minimum
     assert not adjoint.converged
     assert 1e-9 < adjoint.residual < 1
-    assert "inexact" in caplog.text
     assert gradients.cost.isfinite().all()
 
 
-def test_a_loss_that_is_not_a_number_stays_visible(caplog):
+def test_a_loss_that_is_not_a_number_stays_visible():
     case = make_case(13, share=0.6)
     solved = solved_of(solve(case))
-    gradients, adjoint = plan_gradients(solved, torch.full_like(solved.plan, np.nan))
+    with pytest.warns(ssot.ConvergenceWarning, match="inexact"):
+        gradients, adjoint = plan_gradients(solved, torch.full_like(solved.plan, np.nan))
     assert gradients.cost.isnan().all()
     assert not adjoint.converged
-    assert caplog.records

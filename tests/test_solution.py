@@ -269,3 +269,25 @@ def test_no_warning_when_all_is_well(setting, case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run_case(setting, case, on_failure="warn")
+
+
+def test_a_plan_is_no_start_where_its_memory_has_become_forbidden(setting):
+    rng = np.random.default_rng(0)
+    cost = rng.random((12, 3)).astype(setting.dtype)
+    cost[0, 0] = np.inf
+    graph = np.ones((12, 12))
+    options = {"rho": 0.5, "tol": setting.tolerance.solve}
+    first = run(setting, cost, graph, **options)
+    cost[5, int(first.plan[5].argmax())] = np.inf
+    again = run(setting, cost, graph, init=first, **options)
+    assert not again.plan[np.isinf(cost)].any()
+    assert np.isfinite(again.objective.total)
+
+
+def test_an_error_survives_pickling():
+    cost = np.random.default_rng(0).random((50, 5))
+    with pytest.raises(ssot.ConvergenceError) as caught:
+        ssot.solve(cost, kl_weight=np.inf, epsilon=1e-3, max_passes=2, on_failure="raise")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert again.solution.status is caught.value.solution.status

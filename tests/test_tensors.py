@@ -229,3 +229,11 @@ def test_setting_of_the_caller_stays(setting):
         torch.get_num_threads(),
         torch.is_grad_enabled(),
     )
+
+
+def test_a_refused_prediction_leaves_no_mode_behind():
+    solution = ssot.solve(tensor(COST), rho=0.4)
+    with pytest.raises(ValueError, match="cost is a tensor on meta"):
+        solution.predict(tensor(COST).to("meta"))
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled()

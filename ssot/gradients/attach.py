@@ -10,7 +10,7 @@ from typing import Any
 from ssot.arrays import HOST, Array, isolated, place_of, to_place
 from ssot.kernels import make_kernel
 from ssot.problem import Problem
-from ssot.solution import Solution, Tracked
+from ssot.solution import Report, Solution, Tracked
 
 DIFFERENTIABLE = (
     "cost",
@@ -47,14 +47,10 @@ def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution
         return solution
     from ssot.gradients.implicit import differentiable
 
-    tracked = Tracked(None, None)
-
-    def report(adjoint: Any) -> None:
-        tracked.adjoint = adjoint
-
-    total = solution.objective.total
-    tracked.plan, tracked.value = differentiable(_solved(solution), inputs, total, report)
-    return replace(solution, _tracked=tracked)
+    report = Report()
+    solved = _solved(solution, by_graph="semantic_weight" in inputs)
+    plan, value = differentiable(solved, inputs, solution.objective.total, report)
+    return replace(solution, _tracked=Tracked(plan, value, report))
 
 
 def _graph_product(problem: Problem) -> Callable[[Array], Array]:
@@ -74,11 +70,13 @@ def _cost(arguments: Mapping[str, Any]) -> Any:
         return -wide.log_softmax(dim=1)
 
 
-def _solved(solution: Solution) -> Any:
+def _solved(solution: Solution, *, by_graph: bool) -> Any:
+    """Return what gradients need; also the graph at weight 0 if its weight is an input."""
     from ssot.gradients.implicit import Solved
 
     problem = solution.problem
     place = problem.place
+    has_graph = problem.has_semantics or (by_graph and problem.graph is not None)
     with isolated(place):
         return Solved(
             cost=problem.cost,
@@ -90,5 +88,5 @@ def _solved(solution: Solution) -> Any:
             rho=problem.rho,
             epsilon=problem.epsilon,
             semantic_weight=problem.semantic_weight,
-            graph_product=_graph_product(problem) if problem.has_semantics else None,
+            graph_product=_graph_product(problem) if has_graph else None,
         )

@@ -187,14 +187,15 @@ class _Implicit(torch.autograd.Function):
         plan = solved.plan.detach()
         ctx.solved, ctx.report, ctx.names = solved, report, names
         # They may share memory with `solved`: what is saved cannot be overwritten unnoticed.
-        ctx.save_for_backward(plan, *inputs)
+        shared = [] if solved.cost.is_inference() else [solved.cost]
+        ctx.save_for_backward(plan, *shared, *inputs)
         ctx.set_materialize_grads(False)
         return plan, torch.tensor(value, dtype=torch.float64, device=plan.device)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         by_plan, by_value = cotangents
-        _, *inputs = ctx.saved_tensors
+        inputs = ctx.saved_tensors[-len(ctx.names) :]
         terms: list[Gradients] = []
         with torch.no_grad():
             if by_plan is not None:

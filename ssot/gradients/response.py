@@ -23,8 +23,8 @@ for the precision of such products have no effect.
 
 from __future__ import annotations
 
-import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-logger = logging.getLogger(__name__)
+from ssot.status import ConvergenceWarning
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Relative residual of the adjoint system at which conjugate gradients stop."""
@@ -241,7 +241,7 @@ def solve_adjoint(response: Response, v: Tensor) -> tuple[Tensor, Tensor, Tensor
     converged = is_minimum and residual <= LARGEST_DRIFT * TOLERANCE[v.dtype]
     adjoint = Adjoint(residual, iterations, converged, is_minimum)
     if not converged:
-        logger.warning("%s: %s", _advice(is_minimum), adjoint)
+        warnings.warn(f"{_advice(is_minimum)}: {adjoint}", ConvergenceWarning, stacklevel=2)
     return z, x, h + missing, adjoint
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NEGLIGIBLE_STIFFNESS = 1e12
+"""How many times too long a column's own step is where its curvature is no more than rounding."""
+
 
 def newton_directions(
     *,
@@ -38,7 +41,7 @@ def newton_directions(
     matrix = overlap / -epsilon[..., None]
     matrix.diagonal(dim1=1, dim2=2).zero_()
     stiffness = diagonal - matrix.sum(dim=2)
-    is_bent = free & (stiffness > 0)
+    is_bent = free & (gradient.abs() < NEGLIGIBLE_STIFFNESS * stiffness * longest)
     # With a diagonal of 1 the factorisation does not depend on the units of the columns.
     scale = torch.where(is_bent, stiffness, 1.0).rsqrt()
     matrix *= (is_bent * scale)[..., None] * (is_bent * scale)[:, None]

@@ -206,7 +206,8 @@ def _address_table(rows: Rows, plans: Plans | None) -> tuple[Tensor, bool]:
     addresses = [[tensor.data_ptr() for tensor in tensors] for tensors in lists]
     is_aligned = all(address % LOAD_BYTES == 0 for row in addresses[:3] for address in row)
     device = rows.shifts.device
-    table = torch.tensor(addresses, dtype=torch.int64, pin_memory=device.type == "cuda")
+    is_pinned = device.type == "cuda"
+    table = torch.tensor(addresses, dtype=torch.int64, device="cpu", pin_memory=is_pinned)
     return table.to(device, non_blocking=True), is_aligned
 
 

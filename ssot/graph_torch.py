@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ssot.arrays import require_device
 from ssot.graph_options import (
     NEGLIGIBLE,
     Kernel,
@@ -31,11 +32,7 @@ def as_points(features: torch.Tensor) -> torch.Tensor:
         raise TypeError("features is a sparse tensor; pass a dense tensor, or a SciPy sparse array")
     check_real(not features.is_complex(), features.dtype)
     check_shape(features.shape)
-    if features.device.type in {"meta", "mps"}:
-        raise ValueError(
-            f"features is a tensor on {features.device}, where nothing can be computed in float64; "
-            "pass features.cpu()"
-        )
+    require_device(features, "features")
     return features.detach()
 
 

@@ -7,13 +7,13 @@ arrays with a graph, and five without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ssot.arrays import isolated, place_of
 from ssot.gradients.response import (
     Adjoint,
     Response,
@@ -79,7 +79,7 @@ def plan_gradients(solved: Solved, cotangent: Tensor) -> tuple[Gradients, Adjoin
     adjoint : Adjoint
         Whether they can be trusted.
     """
-    with _plainly(solved.plan.device):
+    with isolated(place_of(solved.plan)):
         response = Response(solved)
         v = torch.where(response.probability[:, :-1] > 0, cotangent, 0).to(solved.plan.dtype)
         z, x, h, adjoint = solve_adjoint(response, v)
@@ -117,7 +117,7 @@ def value_gradients(solved: Solved) -> Gradients:
     were divided by; :math:`dV/dr_j = g_j` for a hard column. The gradient in the cost is the plan
     itself, not a copy.
     """
-    with _plainly(solved.plan.device):
+    with isolated(place_of(solved.plan)):
         plan, alpha, epsilon = solved.plan, solved.sample_weight, solved.epsilon
         probability, log_partition = probabilities(solved)
         has_weight = alpha > 0
@@ -268,10 +268,3 @@ def _entropy(masses: Tensor) -> Tensor:
         block = masses[rows].double()
         total += torch.xlogy(block, block).sum()
     return total
-
-
-@contextmanager
-def _plainly(device: torch.device) -> Iterator[None]:
-    """Compute without recording anything, and in the dtypes that are written."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield

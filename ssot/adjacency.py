@@ -71,7 +71,14 @@ def symmetric_graph(graph: GraphLike, cost: Array) -> SymmetricGraph:
     if place_of(graph[0] if isinstance(graph, tuple) and graph else graph).library == "torch":
         return _symmetric_edges(graph, cost)
     w = _symmetric_array(graph, cost)
-    return w if place == HOST else Edges.of(w, place)
+    return graph_in(w, place)
+
+
+def graph_in(w: SymmetricGraph, place: Place) -> Any:
+    """Return a graph in another place: a SciPy array on the host, else edges; sharing memory."""
+    if place == HOST:
+        return w.to_scipy() if isinstance(w, Edges) else w
+    return w if isinstance(w, Edges) else Edges.of(w, place)
 
 
 def edge_weights(w: SymmetricGraph) -> Array:
@@ -136,19 +143,31 @@ def _symmetric_edges(graph: GraphLike, cost: Array) -> Edges:
         weights = checked_array(entries.values(), "graph")
     weights = weights.double()
     _require_weights(weights, cost)
-    both_ways = torch.stack([torch.cat([sources, targets]), torch.cat([targets, sources])])
-    w = torch.sparse_coo_tensor(
-        both_ways,
-        weights.repeat(2) * 0.5,
-        (samples, samples),
-        device=weights.device,
-        check_invariants=False,
-    ).coalesce()
-    rows, columns = w.indices()
-    is_small = max(len(columns), samples) <= torch.iinfo(torch.int32).max
+    w = compressed(sources, targets, weights, samples, symmetrize=True)
+    is_small = max(len(w.columns), samples) <= torch.iinfo(torch.int32).max
     index = torch.int32 if is_small else torch.int64
-    starts = torch.searchsorted(rows, torch.arange(samples + 1, device=rows.device))
-    return Edges(starts.to(index), columns.to(index), w.values().to(cost.dtype))
+    return Edges(w.starts.to(index), w.columns.to(index), w.weights.to(cost.dtype))
+
+
+def compressed(
+    sources: Array, targets: Array, weights: Array, samples: int, *, symmetrize: bool
+) -> Edges:
+    """Return the rows of a graph of listed edges, sorted and with equal pairs added up.
+
+    Symmetrised, it is the average of the graph and its transpose.
+    """
+    import torch
+
+    ends = torch.stack([sources, targets])
+    if symmetrize:
+        ends, weights = torch.cat([ends, ends.flip(0)], dim=1), 0.5 * weights.repeat(2)
+    # The device is named because Torch's default one would be taken otherwise.
+    graph = torch.sparse_coo_tensor(
+        ends, weights, (samples, samples), device=ends.device, check_invariants=False
+    ).coalesce()
+    rows, columns = graph.indices()
+    starts = torch.searchsorted(rows.contiguous(), torch.arange(samples + 1, device=rows.device))
+    return Edges(starts, columns.contiguous(), graph.values())
 
 
 def _require_shape(graph: Any, samples: int) -> None:

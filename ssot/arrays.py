@@ -17,6 +17,9 @@ Library: TypeAlias = Literal["numpy", "torch"]
 Array: TypeAlias = Any
 """A NumPy array or a Torch tensor."""
 
+Vector: TypeAlias = NDArray[np.float64]
+"""A float64 NumPy array, on the host whatever computes: of columns, or of the CPU's samples."""
+
 LARGEST = 1e100
 """Largest magnitude accepted, so that no product of two arguments can overflow."""
 

@@ -8,7 +8,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
-from ssot.adjacency import Edges, row_sums
+from ssot.adjacency import graph_in, row_sums
+from ssot.arrays import HOST
 from ssot.columns import Columns
 from ssot.mm import Outcome
 from ssot.problem import Problem
@@ -98,9 +99,7 @@ def is_provably_convex(problem: Problem) -> bool:
         return False
     if strength * largest <= problem.epsilon:
         return True
-    w = problem.graph
-    w = w.to_scipy() if isinstance(w, Edges) else w
-    return strength * _largest_eigenvalue(w) <= problem.epsilon
+    return strength * _largest_eigenvalue(graph_in(problem.graph, HOST)) <= problem.epsilon
 
 
 def _largest_eigenvalue(w: sparse.csr_array) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ssot.adjacency import SymmetricGraph, edge_weights
 from ssot.arrays import (
@@ -14,6 +14,7 @@ from ssot.arrays import (
     LARGEST,
     Array,
     Place,
+    Vector,
     checked_array,
     largest_magnitude,
     namespace,
@@ -24,8 +25,6 @@ from ssot.arrays import (
     to_numpy,
     to_place,
 )
-
-Vector: TypeAlias = NDArray[np.float64]
 
 PUBLISHED_SEMANTIC_STRENGTH = 0.2
 """Semantic weight for each sample: the published 1000 at N = 5,120, carried to every N."""

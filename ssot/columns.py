@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import exprel
 
-from ssot.checks import Vector
+from ssot.arrays import Vector
 from ssot.objective import kl_divergence
 from ssot.problem import Problem
 

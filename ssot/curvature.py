@@ -19,7 +19,8 @@ from scipy import sparse
 from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dposv
 
-Vector = NDArray[np.float64]
+from ssot.arrays import Vector
+
 Indices = NDArray[np.intp]
 
 LARGEST_DENSE = 128

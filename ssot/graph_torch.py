@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
 
 import torch
 
-from ssot.arrays import require_device
+from ssot.adjacency import compressed
+from ssot.arrays import isolated, place_of, require_device
 from ssot.graph_options import (
     NEGLIGIBLE,
     Kernel,
@@ -58,7 +58,7 @@ def tensor_graph(
     # The arithmetic is all in float64: autocast, TF32 and the reduced precisions that
     # torch.set_float32_matmul_precision allows concern narrower numbers only.
     # A tensor made in inference mode would be of no use to a later backward pass.
-    with torch.inference_mode(mode=False):
+    with isolated(place_of(points)):
         rows = _Rows(points, kernel)
         neighbours = _find(rows, k)
         if kernel == "binary":
@@ -190,21 +190,10 @@ def _assemble(
     if include_self:
         neighbours = torch.cat([neighbours, diagonal], dim=1)
         weights = torch.cat([weights, torch.ones_like(weights[:, :1])], dim=1)
-    edges = torch.stack([diagonal.expand_as(neighbours).flatten(), neighbours.flatten()])
-    weights = weights.flatten()
-    if symmetrize:
-        edges, weights = torch.cat([edges, edges.flip(0)], dim=1), 0.5 * weights.repeat(2)
-    # The device is named because Torch's default one would be taken otherwise.
-    options: dict[str, Any] = {
-        "size": (samples, samples),
-        "device": edges.device,
-        "check_invariants": False,
-    }
-    graph = torch.sparse_coo_tensor(edges, weights, **options).coalesce()  # sorted, pairs added up
-    owners, columns = graph.indices()
-    starts = torch.searchsorted(
-        owners.contiguous(), torch.arange(samples + 1, device=owners.device)
-    )
+    sources, targets = diagonal.expand_as(neighbours).flatten(), neighbours.flatten()
+    w = compressed(sources, targets, weights.flatten(), samples, symmetrize=symmetrize)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(starts, columns.contiguous(), graph.values(), **options)
+        return torch.sparse_csr_tensor(
+            *w, (samples, samples), device=weights.device, check_invariants=False
+        )

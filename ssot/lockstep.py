@@ -11,8 +11,9 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from ssot.arrays import Vector
 from ssot.curvature import Coupling, System
-from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, RowSums, Vector
+from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, RowSums
 
 Result = TypeVar("Result")
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssot import lockstep
-from ssot.arrays import namespace
+from ssot.arrays import Vector, namespace
 from ssot.columns import Columns
-from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, Vector, value_rounding
+from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, value_rounding
 from ssot.lockstep import Steps
 from ssot.objective import Objective, evaluate
 from ssot.problem import Problem

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.linalg import LinAlgError
 
 from ssot import lockstep
-from ssot.checks import Vector
+from ssot.arrays import Vector
 from ssot.columns import Columns
 from ssot.curvature import Coupling, System
 from ssot.kernels.protocol import (

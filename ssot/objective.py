@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssot.kernels.protocol import PlanSums, Vector
+from ssot.arrays import Vector
+from ssot.kernels.protocol import PlanSums
 from ssot.problem import Problem
 
 

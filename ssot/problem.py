@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ssot.adjacency import GraphLike, SymmetricGraph, symmetric_graph
-from ssot.arrays import HOST, Array, Place, isolated, namespace, to_place
+from ssot.arrays import HOST, Array, Place, Vector, isolated, namespace, to_place
 from ssot.checks import (
-    Vector,
     checked_cost,
     class_strengths,
     common_place,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssot.checks import Vector
+from ssot.arrays import Vector
 from ssot.columns import Columns
 from ssot.kernels.protocol import Kernel, Matrix, Plan
 from ssot.lockstep import Steps

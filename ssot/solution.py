@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.arrays import HOST, Array, isolated, namespace, place_of, to_place
+from ssot.arrays import HOST, Array, Vector, isolated, namespace, place_of, to_place
 from ssot.certificate import Certificate
 from ssot.checks import checked_cost, common_place
-from ssot.kernels.protocol import Plan, Vector
+from ssot.kernels.protocol import Plan
 from ssot.objective import Objective
 from ssot.problem import Problem
 from ssot.status import Status

@@ -7,21 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ssot.arrays import HOST, Array, isolated, place_of, to_place
+from ssot.arrays import HOST, Array, isolated, place_of, to_computing_dtype, to_place
 from ssot.kernels import make_kernel
 from ssot.problem import Problem
 from ssot.solution import Report, Solution, Tracked
-
-DIFFERENTIABLE = (
-    "cost",
-    "sample_weight",
-    "prior",
-    "kl_weight",
-    "rho",
-    "epsilon",
-    "semantic_weight",
-)
-"""Arguments that a plan and its value can be differentiated in."""
 
 
 def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution:
@@ -38,15 +27,15 @@ def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution
     is_array = solution.problem.place == HOST
     if torch is None or is_array or not torch.is_grad_enabled():
         return solution
+    from ssot.gradients.implicit import Gradients, differentiable
+
     inputs = {
         name: value
         for name, value in {**arguments, "cost": _cost(arguments)}.items()
-        if name in DIFFERENTIABLE and place_of(value).library == "torch" and value.requires_grad
+        if name in Gradients._fields and place_of(value).library == "torch" and value.requires_grad
     }
     if not inputs:
         return solution
-    from ssot.gradients.implicit import differentiable
-
     report = Report()
     solved = _solved(solution, by_graph="semantic_weight" in inputs)
     plan, value = differentiable(solved, inputs, solution.objective.total, report)
@@ -66,8 +55,7 @@ def _cost(arguments: Mapping[str, Any]) -> Any:
     import torch
 
     with torch.autocast(logits.device.type, enabled=False):
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return -wide.log_softmax(dim=1)
+        return -to_computing_dtype(logits).log_softmax(dim=1)
 
 
 def _solved(solution: Solution, *, by_graph: bool) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ssot.arrays import Vector
 from ssot.curvature import (
     LARGEST_DENSE,
     LARGEST_TAIL,
@@ -24,7 +25,7 @@ from ssot.curvature import (
 )
 from ssot.kernels import compiled
 from ssot.kernels.numpy import NumpyKernel
-from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
+from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums
 from ssot.kernels.vectors import LARGEST_TILE
 
 Array: TypeAlias = NDArray[np.floating[Any]]

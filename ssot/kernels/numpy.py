@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import xlogy
 
-from ssot.arrays import HOST
+from ssot.arrays import HOST, Vector
 from ssot.curvature import (
     LARGEST_DENSE,
     LARGEST_TAIL,
@@ -19,7 +19,7 @@ from ssot.curvature import (
     SparseCoupling,
     System,
 )
-from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
+from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssot.adjacency import SymmetricGraph
-from ssot.arrays import Array, Place
+from ssot.arrays import Array, Place, Vector
 from ssot.curvature import Coupling, System
 
 Matrix: TypeAlias = Array
 """An array of the backend's own library: N x K for costs and plans, N for slacks."""
-
-Vector: TypeAlias = NDArray[np.float64]
-"""A float64 NumPy array on the host, of K or K + 1 entries: small whatever N is."""
 
 SUM_ROUNDING = 64 * float(np.finfo(np.float64).eps)
 """Relative rounding error of a float64 sum of many terms."""

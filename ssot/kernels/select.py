@@ -6,7 +6,7 @@ import os
 import sys
 from importlib.util import find_spec
 
-from ssot.adjacency import Edges
+from ssot.adjacency import graph_in
 from ssot.arrays import HOST, Place, to_place
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Bound, Kernel
@@ -51,10 +51,10 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
     if backend == "numpy" or obstacle is not None:
-        return NumpyKernel(_on_host(problem))
+        return NumpyKernel(_bound(problem, HOST))
     from ssot.kernels.numba import NumbaKernel
 
-    return NumbaKernel(_on_host(problem))
+    return NumbaKernel(_bound(problem, HOST))
 
 
 def _torch_kernel(problem: Problem) -> Kernel:
@@ -68,23 +68,15 @@ def _torch_kernel(problem: Problem) -> Kernel:
     from ssot.kernels.torch import TorchKernel
 
     place = Place("torch", torch.device("cpu")) if problem.place == HOST else problem.place
-    graph = problem.graph
-    bound = Bound(
+    return TorchKernel(_bound(problem, place))
+
+
+def _bound(problem: Problem, place: Place) -> Bound:
+    """Return the problem's arrays in the place of a kernel."""
+    return Bound(
         cost=to_place(problem.cost, place),
         sample_weight=to_place(problem.sample_weight, place),
-        graph=graph if graph is None or isinstance(graph, Edges) else Edges.of(graph, place),
-        semantic_weight=problem.semantic_weight,
-        shift=problem.common_offset,
-    )
-    return TorchKernel(bound)
-
-
-def _on_host(problem: Problem) -> Bound:
-    graph = problem.graph
-    return Bound(
-        cost=to_place(problem.cost, HOST),
-        sample_weight=to_place(problem.sample_weight, HOST),
-        graph=graph.to_scipy() if isinstance(graph, Edges) else graph,
+        graph=None if problem.graph is None else graph_in(problem.graph, place),
         semantic_weight=problem.semantic_weight,
         shift=problem.common_offset,
     )

@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ssot.adjacency import Edges
-from ssot.arrays import HOST, Array, place_of, to_place
+from ssot.arrays import HOST, Array, Vector, place_of, to_place
 from ssot.curvature import (
     LARGEST_DENSE,
     LARGEST_TAIL,
@@ -29,9 +29,17 @@ from ssot.curvature import (
 )
 from ssot.kernels.directions import newton_directions
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
-from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, Vector
+from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums
 from ssot.kernels.select_fused import fused_rows
-from ssot.kernels.torch_rows import LARGEST_BLOCK, Batch, Block, roots, row_blocks, to_device
+from ssot.kernels.torch_rows import (
+    LARGEST_BLOCK,
+    Batch,
+    Block,
+    roots,
+    row_blocks,
+    sampled,
+    to_device,
+)
 
 CURVATURE_ROWS = 1 << 14
 """Rows from which the curvature is formed on a device, at least."""
@@ -89,14 +97,9 @@ class TorchKernel:
             torch.lerp(start, end, step, out=end)
 
     def sample(self, product: Tensor | None, every: int) -> tuple[Self, Tensor | None]:
-        weight = self.bound.sample_weight[::every]
-        weight = torch.where(weight.any(), weight, 1.0)
-        sampled = self.bound._replace(
-            cost=self.bound.cost[::every].contiguous(),
-            sample_weight=weight / weight.sum(),
-            graph=None,
-        )
-        return type(self)(sampled), None if product is None else product[::every].contiguous()
+        rows, its_product = sampled(self.bound, product, every)
+        weight = torch.where(rows.sample_weight.any(), rows.sample_weight, 1.0)
+        return type(self)(rows._replace(sample_weight=weight / weight.sum())), its_product
 
     def typical_spread(self, product: Tensor | None) -> float:
         every = max(1, self.samples // SPREAD_SAMPLE)

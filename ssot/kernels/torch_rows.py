@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssot.kernels.protocol import Bound, Vector
+from ssot.arrays import Vector
+from ssot.kernels.protocol import Bound
 
 CACHED_BLOCK = 1 << 18
 """Entries in a block of rows on the CPU: what stays in the last cache, as calls are dear too."""
@@ -86,14 +87,8 @@ class Batch:
         """Return the batch of each `every`-th row of all problems."""
         if every == 1:
             return self
-        bounds = [
-            bound._replace(
-                cost=bound.cost[::every].contiguous(),
-                sample_weight=bound.sample_weight[::every].contiguous(),
-            )
-            for bound in self.bounds
-        ]
-        products = [None if g is None else g[::every].contiguous() for g in self.products]
+        pairs = zip(self.bounds, self.products, strict=True)
+        bounds, products = zip(*(sampled(*pair, every) for pair in pairs), strict=True)
         return Batch(bounds, products, self.prices, self.epsilon)
 
     def blocks(self) -> Iterator[Block]:
@@ -145,6 +140,16 @@ class Batch:
         for part, product, bound in zip(out, self.products, self.bounds, strict=True):
             if product is not None:
                 part.add_(product[rows], alpha=2.0 * bound.semantic_weight)
+
+
+def sampled(bound: Bound, product: Tensor | None, every: int) -> tuple[Bound, Tensor | None]:
+    """Return each `every`-th row of a problem, with the weights that they have."""
+    rows = bound._replace(
+        cost=bound.cost[::every].contiguous(),
+        sample_weight=bound.sample_weight[::every].contiguous(),
+        graph=None,
+    )
+    return rows, None if product is None else product[::every].contiguous()
 
 
 def roots(masses: Tensor, slack: Tensor, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ssot.solve import (
     sp2ot_plan,
 )
 from ssot.status import ConvergenceWarning, Progress, Status
+from ssot.subgraph import restrict_graph
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -34,6 +35,7 @@ __all__ = [
     "cosine_ramp",
     "knn_graph",
     "linear_ramp",
+    "restrict_graph",
     "semantic_weight",
     "sigmoid_ramp",
     "solve",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -51,6 +52,17 @@ class Edges(NamedTuple):
         starts, columns, weights = (to_place(part, HOST) for part in self)
         samples = len(starts) - 1
         return sparse.csr_array((weights, columns, starts), shape=(samples, samples))
+
+    def to_tensor(self) -> Array:
+        """Return the matrix as a sparse CSR tensor, sharing memory."""
+        import torch
+
+        shape = (len(self.starts) - 1,) * 2
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+            return torch.sparse_csr_tensor(
+                *self, shape, device=self.weights.device, check_invariants=False
+            )
 
 
 SymmetricGraph: TypeAlias = sparse.csr_array | Edges

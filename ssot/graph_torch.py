@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 
@@ -192,8 +191,5 @@ def _assemble(
         weights = torch.cat([weights, torch.ones_like(weights[:, :1])], dim=1)
     sources, targets = diagonal.expand_as(neighbours).flatten(), neighbours.flatten()
     w = compressed(sources, targets, weights.flatten(), samples, symmetrize=symmetrize)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(
-            *w, (samples, samples), device=weights.device, check_invariants=False
-        )
+    graph: torch.Tensor = w.to_tensor()
+    return graph

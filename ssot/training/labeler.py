@@ -1,0 +1,283 @@
+"""From the logits of a training step to its pseudo-labels, in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ssot.adjacency import GraphLike
+from ssot.arrays import isolated, place_of, to_numpy
+from ssot.batch import SolutionBatch
+from ssot.schedule import semantic_weight as published_semantic_weight
+from ssot.schedule import sigmoid_ramp
+from ssot.solve import OnFailure, solve
+from ssot.subgraph import graph_rows, require_range, restricted, row_count
+from ssot.training.memory import MemoryBank, checked_batch, checked_count
+from ssot.training.prior import AdaptivePrior
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoLabels:
+    """The pseudo-labels of a batch, and what they come from.
+
+    Attributes
+    ----------
+    targets : (..., B, K) tensor
+        Soft labels in the shape, dtype and device of the logits, without gradients. A row sums to
+        the labelled share of its sample, in [0, 1]; over all samples solved for, the mean is rho.
+    solutions : SolutionBatch
+        The solution of each head and view, in the order of ``targets.flatten(0, -3)``, with status,
+        certificate and objective; one where the logits have no leading dimension.
+    ids : (n,) tensor of int64
+        The samples that were solved for: the rows of each solution's plan.
+    step : int
+        Number of the call, from 1.
+    rho : float
+        Transported mass.
+    semantic_weight : float
+        Strength of the graph; 0 without one.
+    """
+
+    targets: Tensor
+    solutions: SolutionBatch
+    ids: Tensor
+    step: int
+    rho: float
+    semantic_weight: float
+
+
+class PseudoLabeler:
+    """Pseudo-labels of each training step, by one batch of solves over all heads and views.
+
+    Each call puts the batch into a memory bank, solves for all that the bank holds, starting from
+    the prices of the call before, and returns the rows of the batch. Calls are counted from 1, and
+    call t has the progress ``t / total_steps``, which sets rho and the semantic weight: the last
+    one, and any after it, has the progress 1. Nothing tracks gradients.
+
+    Parameters
+    ----------
+    total_steps : int
+        Number of calls in the training, epochs times batches in each; the length of the schedules.
+    capacity : int, optional
+        Samples that are solved for together, the batch included; 10 to 100 for each class, so that
+        the rare ones are among them. Default: the batch alone, with no bank.
+    graph : sparse (N, N) array or tensor, or (indices, weights), optional
+        Semantic graph of the whole data set, from `knn_graph` on frozen features; see
+        `restrict_graph`. For logits on a device best a tensor there. Not copied: do not change it.
+    ramp : callable or float
+        Maps the progress to rho, or is rho. Default `sigmoid_ramp` (published).
+    semantic_weight : callable or float
+        Maps rho and the number of samples solved for to the strength of the graph, or is that
+        strength. Default `ssot.semantic_weight` (published).
+    kl_weight : float or (K,) array
+        See `solve`. Default 1 (published).
+    epsilon : float
+        See `solve`. Default 0.1 (published).
+    prior : (K,) array or AdaptivePrior, optional
+        Class shares; an adaptive one, with as many heads as the logits, takes note of each call's
+        plans. Default uniform.
+    tol : float
+        See `solve`. 1e-4 to 1e-2; default 1e-3, as labels need no more.
+    backend : str
+        See `solve`. Default "auto".
+    on_failure : {"warn", "raise", "return"}
+        See `solve`. A call that raises leaves step, prices and prior as they were. Default "warn".
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was given and how to fix it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ssot.training import PseudoLabeler, soft_cross_entropy
+    >>> labeler = PseudoLabeler(total_steps=100)
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.1, 0.0]], requires_grad=True)
+    >>> labels = labeler(logits, torch.tensor([5, 0, 3]))
+    >>> soft_cross_entropy(logits, labels.targets).backward()
+    >>> labels.step, round(labels.rho, 4) == round(float(labels.targets.sum()) / 3, 4)
+    (1, True)
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        capacity: int | None = None,
+        graph: GraphLike | None = None,
+        ramp: Callable[[float], float] | float = sigmoid_ramp,
+        semantic_weight: Callable[[float, int], float] | float = published_semantic_weight,
+        kl_weight: ArrayLike = 1.0,
+        epsilon: float = 0.1,
+        prior: ArrayLike | AdaptivePrior | None = None,
+        tol: float = 1e-3,
+        backend: str = "auto",
+        on_failure: OnFailure = "warn",
+    ) -> None:
+        self.total_steps = checked_count(total_steps, "total_steps")
+        self.step = 0
+        self.bank = None if capacity is None else MemoryBank(capacity)
+        self.prior = prior
+        self._rows = None if graph is None else graph_rows(graph)
+        self._ramp, self._semantic_weight = ramp, semantic_weight
+        # Lists suit logits on any device.
+        self._options = {
+            "kl_weight": to_numpy(kl_weight, "kl_weight").tolist(),
+            "epsilon": epsilon,
+            "tol": tol,
+            "backend": backend,
+            "on_failure": on_failure,
+        }
+        self._leading: tuple[int, ...] | None = None
+        self._prices: list[Tensor | None] = []  # of each head and view; None where a solve failed
+
+    def __call__(self, logits: Tensor, ids: Tensor) -> PseudoLabels:
+        """Return the pseudo-labels of a batch, and count a step.
+
+        Parameters
+        ----------
+        logits : (..., B, K) tensor
+            Predictions of each head and view: (B, K), (heads, B, K) or (heads, views, B, K). With a
+            bank, of the same leading shape in all calls.
+        ids : (B,) tensor of integers
+            Which sample of the data set each row is, from 0; a row of the graph. Of a sample that
+            is in the batch twice, the last row counts, and both get its labels.
+
+        Returns
+        -------
+        PseudoLabels
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described, or a row of logits has NaN, inf or no finite entry.
+        ConvergenceError
+            If a solve fails and `on_failure` is "raise".
+        """
+        ids = checked_batch(logits, ids)
+        if self._rows is not None:
+            require_range(ids, row_count(self._rows), "ids")
+        with isolated(place_of(logits)):
+            return self._label(logits.detach(), ids)
+
+    def _label(self, logits: Tensor, ids: Tensor) -> PseudoLabels:
+        leading, classes = tuple(logits.shape[:-2]), logits.shape[-1]
+        _require_usable(logits)  # or they would stay in the bank
+        prior = self._prior_rows(leading)
+        bank = MemoryBank(len(ids)) if self.bank is None else self.bank
+        bank.add(logits, ids)
+        held = bank.ids
+        step = self.step + 1
+        rho, weight = self._scheduled(step, len(held))
+        solutions: Any = solve(
+            logits=bank.logits.reshape(-1, len(held), classes),
+            graph=restricted(self._rows, held) if self._rows is not None and weight else None,
+            rho=rho,
+            semantic_weight=weight,
+            prior=prior,
+            init=self._starts(leading, classes),
+            **self._options,
+        )
+        rows = bank.positions(ids)
+        plans = torch.stack([len(held) * solution.plan[rows] for solution in solutions])
+        self._learn(solutions, leading)
+        self.step = step
+        targets = plans.reshape(logits.shape).to(logits.dtype)
+        return PseudoLabels(targets, solutions, held, step, rho, weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the state: numbers and tensors, as ``torch.save`` takes them.
+
+        Arguments of the constructor are not part of it. A run that loads it goes on as if it had
+        not been interrupted.
+        """
+        return {
+            "step": self.step,
+            "leading": self._leading,
+            "prices": [None if prices is None else prices.clone() for prices in self._prices],
+            "bank": None if self.bank is None else self.bank.state_dict(),
+            "prior": self.prior.state_dict() if isinstance(self.prior, AdaptivePrior) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a copy of a state, on the device that its tensors are on.
+
+        Raises
+        ------
+        ValueError
+            If it is the state of a labeler with another bank or prior.
+        """
+        parts: dict[str, Any] = {
+            "bank": self.bank,
+            "prior": self.prior if isinstance(self.prior, AdaptivePrior) else None,
+        }
+        for name, part in parts.items():
+            if (part is None) != (state[name] is None):
+                raise ValueError(
+                    f"state must {'not ' * (part is None)}have a {name}, as this labeler "
+                    f"does{' not' * (part is None)}; make both with the same arguments"
+                )
+            if part is not None:
+                part.load_state_dict(state[name])
+        self.step = state["step"]
+        self._leading = None if state["leading"] is None else tuple(state["leading"])
+        self._prices = [None if p is None else p.to("cpu", copy=True) for p in state["prices"]]
+
+    def _scheduled(self, step: int, samples: int) -> tuple[float, float]:
+        """Return rho, and the semantic weight for a number of samples."""
+        progress = min(step / self.total_steps, 1.0)
+        rho = float(self._ramp(progress) if callable(self._ramp) else self._ramp)
+        if self._rows is None:
+            return rho, 0.0
+        weight = self._semantic_weight
+        return rho, float(weight(rho, samples) if callable(weight) else weight)
+
+    def _prior_rows(self, leading: tuple[int, ...]) -> list[Any] | None:
+        """Return the prior of every problem, or of each: heads in order, and their views."""
+        if self.prior is None:
+            return None
+        if not isinstance(self.prior, AdaptivePrior):
+            shares: list[Any] = to_numpy(self.prior, "prior").tolist()
+            return shares
+        rows = self.prior.value
+        heads = leading[0] if leading else 1
+        if len(rows) != heads:
+            raise ValueError(
+                f"prior must have a row for each of the {heads} heads of the logits, got "
+                f"{len(rows)}; pass AdaptivePrior(..., heads={heads})"
+            )
+        own: list[Any] = rows.repeat_interleave(math.prod(leading[1:]), dim=0).tolist()
+        return own
+
+    def _starts(self, leading: tuple[int, ...], classes: int) -> list[Any] | None:
+        """Return the prices to start from, where they are of the same heads, views and classes."""
+        known = [prices for prices in self._prices if prices is not None]
+        if leading != self._leading or not known or len(known[0]) != classes + 1:
+            return None
+        return [None if prices is None else prices.numpy() for prices in self._prices]
+
+    def _learn(self, solutions: SolutionBatch, leading: tuple[int, ...]) -> None:
+        """Keep the prices, of successes alone, and the class sizes."""
+        self._leading = leading
+        self._prices = [
+            solution.prices.cpu() if solution.status.is_success else None for solution in solutions
+        ]
+        if isinstance(self.prior, AdaptivePrior):
+            masses = torch.stack([solution.plan.sum(dim=0) for solution in solutions])
+            self.prior.update(masses.reshape(leading[0] if leading else 1, -1, masses.shape[1]))
+
+
+def _require_usable(logits: Tensor) -> None:
+    # The largest entry of a row is NaN if one is, and -inf if all are.
+    if not logits.amax(dim=-1).isfinite().all():
+        raise ValueError(
+            "logits must be finite in each row, or -inf for masked classes, not all of them; got "
+            "NaN, inf or a row of -inf: leave that batch out"
+        )

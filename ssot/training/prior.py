@@ -1,0 +1,119 @@
+"""Class sizes that follow the plans of a training run, in place of a fixed prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssot.arrays import isolated, place_of
+from ssot.training.memory import checked_count
+
+
+class AdaptivePrior:
+    r"""Class shares estimated from the column masses of past plans, and smoothed.
+
+    .. math::
+        m \leftarrow \mu m + (1 - \mu) \, c / \textstyle\sum_k c_k, \qquad
+        \beta = (1 - u) \, m + u / K,
+
+    with c the column masses of a plan, :math:`\mu` the `momentum`, u the share `uniform`, and m
+    uniform at first. A uniform prior pays rare classes for growing beyond their size, and splits
+    frequent ones, the more so the larger `kl_weight` and rho are: this one asks for the class sizes
+    that the plans have shown, so that a strong `kl_weight` only holds them steady. It helps on
+    long-tailed data once the largest classes are told apart. The risk is that the rich get richer:
+    a class that is small by accident is asked to stay so and can die out, which `uniform` bounds,
+    as no share falls below ``uniform / K``. On balanced data the uniform prior is better.
+
+    Parameters
+    ----------
+    n_classes : int
+        Number of classes K.
+    heads : int
+        Rows of the prior: heads number their classes differently. Default 1.
+    momentum : float
+        Weight of the past in each update, in [0, 1): it looks back on about
+        ``1 / (1 - momentum)`` steps, which should be many small batches or a few large ones. 0.9 to
+        0.999 in practice; default 0.99.
+    uniform : float
+        Share of the uniform prior, in [0, 1]; 0.1 to 0.5 in practice, more for a longer
+        tail. Default 0.1. At 1 the prior is uniform for good.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not a number of its range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ssot.training import AdaptivePrior
+    >>> prior = AdaptivePrior(n_classes=2, momentum=0.5, uniform=0.2)
+    >>> prior.update(torch.tensor([[0.3, 0.1]]))
+    >>> prior.value
+    tensor([[0.6000, 0.4000]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self, n_classes: int, *, heads: int = 1, momentum: float = 0.99, uniform: float = 0.1
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"momentum must be in [0, 1), got {momentum}; 0.9 to 0.999 in practice"
+            )
+        if not 0 <= uniform <= 1:
+            raise ValueError(f"uniform must be in [0, 1], got {uniform}; 0.1 to 0.5 in practice")
+        shape = checked_count(heads, "heads"), checked_count(n_classes, "n_classes")
+        self.momentum, self.uniform = float(momentum), float(uniform)
+        self._shares = torch.full(shape, 1.0 / n_classes, dtype=torch.float64, device="cpu")
+
+    @property
+    def value(self) -> Tensor:
+        """The prior of each head, (heads, K): float64 on the CPU, rows that sum to 1."""
+        return (1.0 - self.uniform) * self._shares + self.uniform / self._shares.shape[1]
+
+    def update(self, masses: Tensor) -> None:
+        """Take note of the class sizes of new plans.
+
+        Parameters
+        ----------
+        masses : (heads, K) or (heads, views, K) tensor
+            Column masses, ``plan.sum(dim=-2)``, in any unit and on any device. Views of a head are
+            averaged.
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong, or a row is not finite, has negative entries or is all 0.
+        """
+        heads, classes = self._shares.shape
+        if masses.ndim not in (2, 3) or (masses.shape[0], masses.shape[-1]) != (heads, classes):
+            raise ValueError(
+                f"masses must have shape (heads, K) = {(heads, classes)}, or with views between, "
+                f"got {tuple(masses.shape)}"
+            )
+        with isolated(place_of(masses)):
+            seen = masses.to("cpu", torch.float64).reshape(heads, -1, classes).mean(dim=1)
+            total = seen.sum(dim=1, keepdim=True)
+            if not ((seen >= 0).all() and (total > 0).all() and total.isfinite().all()):
+                raise ValueError("masses must be finite, 0 or above, and not all 0 in a row")
+            self._shares = torch.lerp(seen / total, self._shares, self.momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the state: numbers and tensors, as ``torch.save`` takes them."""
+        return {"shares": self._shares.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a copy of a state.
+
+        Raises
+        ------
+        ValueError
+            If it is the state of a prior of other heads or classes.
+        """
+        given, own = tuple(state["shares"].shape), tuple(self._shares.shape)
+        if given != own:
+            raise ValueError(f"state must be of a prior of (heads, K) = {own}, got one of {given}")
+        self._shares = state["shares"].to("cpu", torch.float64, copy=True)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ssot.adjacency import GraphLike
-from ssot.arrays import isolated, place_of, to_numpy
+from ssot.adjacency import Edges, GraphLike, SymmetricGraph, graph_in
+from ssot.arrays import HOST, isolated, place_of, to_numpy
 from ssot.batch import SolutionBatch
 from ssot.schedule import semantic_weight as published_semantic_weight
 from ssot.schedule import sigmoid_ramp
@@ -125,7 +125,7 @@ class PseudoLabeler:
         self.step = 0
         self.bank = None if capacity is None else MemoryBank(capacity)
         self.prior = prior
-        self._rows = None if graph is None else graph_rows(graph)
+        self._rows = None if graph is None else _prepared(graph)
         self._ramp, self._semantic_weight = ramp, semantic_weight
         # Lists suit logits on any device.
         self._options = {
@@ -272,6 +272,13 @@ class PseudoLabeler:
         if isinstance(self.prior, AdaptivePrior):
             masses = torch.stack([solution.plan.sum(dim=0) for solution in solutions])
             self.prior.update(masses.reshape(leading[0] if leading else 1, -1, masses.shape[1]))
+
+
+def _prepared(graph: GraphLike) -> SymmetricGraph:
+    """Return the rows of a graph; in CPU memory as a SciPy array, which is restricted faster."""
+    rows = graph_rows(graph)
+    is_on_device = isinstance(rows, Edges) and rows.starts.device.type != "cpu"
+    return rows if is_on_device else graph_in(rows, HOST)
 
 
 def _require_usable(logits: Tensor) -> None:

@@ -39,6 +39,26 @@ def test_training_loop_of_the_guide():
     np.testing.assert_allclose(labels.sum(axis=1), solution.confidence, rtol=1e-6)
 
 
+def test_training_of_the_guide():
+    torch = pytest.importorskip("torch", reason="training is Torch's")
+    namespace = {}
+    exec(code_of("docs/guide.md"), namespace)
+    generator, heads, views = torch.Generator().manual_seed(0), 2, 2
+    samples = torch.randn(60, 4, generator=generator)
+    weights = torch.randn(heads, 4, 3, generator=generator, requires_grad=True)
+    before = weights.detach().clone()
+    loader = [(samples[ids], ids) for ids in torch.arange(60).split(20)]
+
+    def model(given):
+        return (given @ weights).unsqueeze(1).expand(-1, views, -1, -1)
+
+    optimizer = torch.optim.SGD([weights], lr=0.1)
+    labeler = namespace["train"](model, loader, optimizer, ssot.knn_graph(samples, k=5), epochs=2)
+    assert labeler.step == 6
+    assert sorted(labeler.bank.ids.tolist()) == list(range(60))
+    assert (weights.detach() != before).all()
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
 from ssot.adjacency import Edges, GraphLike, SymmetricGraph, compressed, neighbour_graph
-from ssot.arrays import HOST, Array, checked_array, isolated, namespace, place_of, to_numpy
+from ssot.arrays import HOST, Array, checked_array, isolated, namespace, place_of, to_place
 
 
 def restrict_graph(graph: GraphLike, samples: ArrayLike) -> Any:
@@ -23,9 +22,9 @@ def restrict_graph(graph: GraphLike, samples: ArrayLike) -> Any:
     Parameters
     ----------
     graph : sparse (N, N) array or tensor, or (indices, weights)
-        The semantic graph of all N samples: a SciPy sparse array, a sparse tensor of any layout, or
-        two (N, k) arrays or tensors, the neighbours of each sample and their weights. Sparse ones
-        that are not CSR are converted at each call: convert them once.
+        The semantic graph of all N samples: a SciPy sparse array, a CSR, CSC or COO tensor, or two
+        (N, k) arrays or tensors, the neighbours of each sample and their weights. Sparse ones that
+        are not CSR are converted at each call: convert them once.
     samples : (n,) array of integers
         Which samples, from 0 to N - 1, each once, in any order. For tensors on a device, best a
         tensor there.
@@ -67,8 +66,12 @@ def graph_rows(graph: GraphLike) -> SymmetricGraph:
         rows = sparse.csr_array(graph)
         _require_starts(rows.indptr, rows.indices)
         return rows
-    if place_of(graph) == HOST or str(graph.layout) == "torch.strided":
-        raise TypeError("graph must be sparse, got a dense one; use graph[samples][:, samples]")
+    form = "dense array" if place_of(graph) == HOST else str(graph.layout)
+    if form not in ("torch.sparse_csr", "torch.sparse_csc", "torch.sparse_coo"):
+        raise TypeError(
+            f"graph must be a SciPy sparse array, or a CSR, CSC or COO tensor, got {form}; convert "
+            "it, or index it if it is dense, graph[samples][:, samples]"
+        )
     with isolated(place_of(graph)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         rows = graph.detach().to_sparse_csr()
@@ -83,12 +86,15 @@ def row_count(rows: SymmetricGraph) -> int:
 
 def restricted(rows: SymmetricGraph, samples: ArrayLike) -> Any:
     """Return the graph of some samples from the rows of that of all; see `restrict_graph`."""
-    if not isinstance(rows, Edges):
-        return _restricted_array(rows, to_numpy(samples, "samples"))
-    import torch
-
-    with isolated(place_of(rows.weights)):
-        return _restricted_tensor(rows, torch.as_tensor(samples, device=rows.starts.device))
+    place = place_of(rows.starts) if isinstance(rows, Edges) else HOST
+    with isolated(place):
+        chosen = to_place(checked_array(samples, "samples"), place)
+        _check(chosen, row_count(rows))
+        if isinstance(rows, Edges):
+            return _restricted_tensor(rows, chosen.long())
+        own = rows[chosen]
+        require_range(own.indices, row_count(rows), "graph")
+        return own[:, chosen]
 
 
 def _neighbour_rows(graph: tuple[Any, ...]) -> SymmetricGraph:
@@ -107,48 +113,34 @@ def _neighbour_rows(graph: tuple[Any, ...]) -> SymmetricGraph:
     return Edges(starts, indices.flatten(), weights.flatten())
 
 
-def _restricted_array(rows: sparse.csr_array, samples: Array) -> sparse.csr_array:
-    position = _positions(samples, np.full(row_count(rows), -1, rows.indices.dtype))
-    own = rows[samples]
-    require_range(own.indices, row_count(rows), "graph")
-    columns = position[own.indices]
-    is_kept = columns >= 0
-    starts = np.append(0, np.cumsum(is_kept))[own.indptr].astype(columns.dtype)
-    entries = (own.data[is_kept], columns[is_kept], starts)
-    return sparse.csr_array(entries, shape=(len(samples), len(samples)))
-
-
 def _restricted_tensor(rows: Edges, samples: Array) -> Array:
     import torch
 
-    device = rows.starts.device
-    position = _positions(samples, torch.full((row_count(rows),), -1, device=device))
+    device, order = samples.device, torch.arange(len(samples), device=samples.device)
     starts = rows.starts.long()
     first, counts = starts[samples], starts.diff()[samples]
-    sources = torch.arange(len(samples), device=device).repeat_interleave(counts)
+    sources = order.repeat_interleave(counts)
     entries = torch.arange(len(sources), device=device)
     entries += (first - (counts.cumsum(0) - counts))[sources]
     columns = rows.columns[entries]
     require_range(columns, row_count(rows), "graph")
+    position = torch.full((row_count(rows),), -1, device=device)
+    position[samples] = order
     targets = position[columns]
     is_kept = targets >= 0
     kept = (sources[is_kept], targets[is_kept], rows.weights[entries[is_kept]])
     return compressed(*kept, len(samples), symmetrize=False).to_tensor()
 
 
-def _positions(samples: Array, position: Array) -> Array:
-    """Fill in where each of the N samples is among those asked for; the others stay as they are."""
+def _check(samples: Array, count: int) -> None:
     xp = namespace(samples)
     if not xp.isdtype(samples.dtype, "integral"):
         raise TypeError(f"samples must hold integers, got {samples.dtype}; pass indices")
     if samples.ndim != 1:
         raise ValueError(f"samples must have shape (n,), got {tuple(samples.shape)}")
-    require_range(samples, len(position), "samples")
-    order = xp.arange(len(samples), dtype=position.dtype, device=samples.device)
-    position[samples] = order
-    if not xp.all(position[samples] == order):
+    require_range(samples, count, "samples")
+    if len(xp.unique_values(samples)) < len(samples):
         raise ValueError("samples must be distinct, got some twice; pass each once")
-    return position
 
 
 def require_range(indices: Array, limit: int, name: str) -> None:

@@ -39,9 +39,10 @@ def test_neighbours_of_samples():
     np.put_along_axis(whole, indices, weights, axis=1)
     expected = whole[np.ix_(chosen, chosen)]
     assert np.array_equal(ssot.restrict_graph((indices, weights), chosen).toarray(), expected)
+    chosen.flags.writeable = False
     torch = pytest.importorskip("torch", reason="tensors need Torch")
     pair = torch.from_numpy(indices), torch.from_numpy(weights)
-    part = ssot.restrict_graph(pair, torch.from_numpy(chosen))
+    part = ssot.restrict_graph(pair, chosen)
     assert np.array_equal(part.to_dense().numpy(), expected)
 
 
@@ -101,6 +102,12 @@ def test_memory_is_that_of_the_edges():
 def test_what_is_refused(graph, samples, error, message):
     with pytest.raises(error, match=message):
         ssot.restrict_graph(graph, np.array(samples))
+
+
+def test_dense_tensors_are_refused():
+    torch = pytest.importorskip("torch", reason="tensors need Torch")
+    with pytest.raises(TypeError, match=r"got torch\.strided"):
+        ssot.restrict_graph(torch.eye(3), [0])
 
 
 def test_starts_that_do_not_rise_are_refused():

@@ -1,6 +1,8 @@
 """What a training loop is given: a memory of samples, their pseudo-labels, and losses."""
 
 import copy
+import dataclasses
+import inspect
 import io
 import warnings
 
@@ -17,6 +19,7 @@ import ssot
 torch = pytest.importorskip("torch", reason="training is Torch's")
 from torch.nn.functional import cross_entropy  # noqa: E402
 
+from ssot import training  # noqa: E402
 from ssot.training import (  # noqa: E402
     AdaptivePrior,
     MemoryBank,
@@ -55,6 +58,18 @@ def test_without_torch_the_error_names_the_extra():
     hide = "import sys; sys.modules['torch'] = None"
     ask = "try: import ssot.training\nexcept ImportError as error: print(error)"
     assert "torch extra" in run_apart(f"{hide}\nimport ssot\n{ask}")
+
+
+def test_public_objects_and_their_methods_are_documented():
+    for name in training.__all__:
+        thing = getattr(training, name)
+        assert thing.__doc__, name
+        parts = vars(thing).items() if inspect.isclass(thing) else ()
+        public = {part: value for part, value in parts if not part.startswith("_")}
+        assert [part for part, value in public.items() if not value.__doc__] == [], name
+    described = inspect.getdoc(training.PseudoLabels)
+    fields = [field.name for field in dataclasses.fields(training.PseudoLabels)]
+    assert [name for name in fields if f"{name} :" not in described] == []
 
 
 # Memory bank
@@ -532,6 +547,8 @@ def test_masses_that_are_refused(masses, message):
 def test_settings_of_a_prior_that_are_refused():
     with pytest.raises(ValueError, match="momentum"):
         AdaptivePrior(3, momentum=1.0)
+    with pytest.raises(TypeError, match="momentum must be a number"):
+        AdaptivePrior(3, momentum="high")
     with pytest.raises(ValueError, match="uniform"):
         AdaptivePrior(3, uniform=-0.1)
     with pytest.raises(ValueError, match=r"\(1, 3\), got one of \(2, 3\)"):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssot.arrays import isolated, place_of
+from ssot.arrays import isolated, place_of, to_number
 from ssot.training.memory import checked_count
 
 
@@ -20,12 +20,13 @@ class AdaptivePrior:
         \beta = (1 - u) \, m + u / K,
 
     with c the column masses of a plan, :math:`\mu` the `momentum`, u the share `uniform`, and m
-    uniform at first. A uniform prior pays rare classes for growing beyond their size, and splits
-    frequent ones, the more so the larger `kl_weight` and rho are: this one asks for the class sizes
-    that the plans have shown, so that a strong `kl_weight` only holds them steady. It helps on
-    long-tailed data once the largest classes are told apart. The risk is that the rich get richer:
-    a class that is small by accident is asked to stay so and can die out, which `uniform` bounds,
-    as no share falls below ``uniform / K``. On balanced data the uniform prior is better.
+    uniform at first. A uniform prior pays for splitting frequent classes and for filling up rare
+    ones, the more so the larger `kl_weight` and rho are. This one asks for the class sizes that the
+    plans have shown, so that a strong `kl_weight` holds them steady instead. It is meant for
+    long-tailed data, once the large classes are told apart: a low rho early in the training, and a
+    high momentum, give the network that time. The risk is that the rich get richer: a class that is
+    small by accident is asked to stay so and may die out. `uniform` bounds that, as no share falls
+    below ``uniform / K``. Where classes are known to be of one size, leave the prior uniform.
 
     Parameters
     ----------
@@ -34,12 +35,11 @@ class AdaptivePrior:
     heads : int
         Rows of the prior: heads number their classes differently. Default 1.
     momentum : float
-        Weight of the past in each update, in [0, 1): it looks back on about
-        ``1 / (1 - momentum)`` steps, which should be many small batches or a few large ones. 0.9 to
-        0.999 in practice; default 0.99.
+        Weight of the past in each update, in [0, 1): the shares are a mean over about the last
+        ``1 / (1 - momentum)`` updates. 0.9 to 0.999 in practice; default 0.99.
     uniform : float
-        Share of the uniform prior, in [0, 1]; 0.1 to 0.5 in practice, more for a longer
-        tail. Default 0.1. At 1 the prior is uniform for good.
+        Share of the uniform prior, in [0, 1]; 0.05 to 0.5 in practice, at 1 the prior stays
+        uniform. Default 0.1.
 
     Raises
     ------
@@ -59,6 +59,7 @@ class AdaptivePrior:
     def __init__(
         self, n_classes: int, *, heads: int = 1, momentum: float = 0.99, uniform: float = 0.1
     ) -> None:
+        momentum, uniform = to_number(momentum, "momentum"), to_number(uniform, "uniform")
         if not 0 <= momentum < 1:
             raise ValueError(
                 f"momentum must be in [0, 1), got {momentum}; 0.9 to 0.999 in practice"
@@ -66,7 +67,7 @@ class AdaptivePrior:
         if not 0 <= uniform <= 1:
             raise ValueError(f"uniform must be in [0, 1], got {uniform}; 0.1 to 0.5 in practice")
         shape = checked_count(heads, "heads"), checked_count(n_classes, "n_classes")
-        self.momentum, self.uniform = float(momentum), float(uniform)
+        self.momentum, self.uniform = momentum, uniform
         self._shares = torch.full(shape, 1.0 / n_classes, dtype=torch.float64, device="cpu")
 
     @property

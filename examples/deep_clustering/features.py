@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -228,7 +229,7 @@ def dino_embeddings(
     return cached("dino", [weights, *contents], compute, len(images), cache)
 
 
-def dino_model(checkpoint: Path | None):  # noqa: ANN201 (a torch.nn.Module; Torch is optional)
+def dino_model(checkpoint: Path | None) -> Any:
     """Return the network, with the class token of the last layer as its output."""
     try:
         import timm
@@ -299,7 +300,7 @@ def cached(
     path = (cache_folder() if cache is None else cache) / f"{kind}-{digest.hexdigest()[:32]}.npz"
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 features = stored["features"]
             if len(features) == n_samples:
                 return features

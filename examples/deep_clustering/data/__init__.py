@@ -12,25 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from examples.deep_clustering.data.cifar100 import cifar100
+from examples.deep_clustering.data import (
+    cifar100,
+    digits,
+    icd,
+    imagenet_r,
+    inaturalist,
+    languages,
+    own,
+)
 from examples.deep_clustering.data.dataset import Dataset, choose
-from examples.deep_clustering.data.digits import digits
-from examples.deep_clustering.data.file import own_features
-from examples.deep_clustering.data.icd import icd
-from examples.deep_clustering.data.imagenet_r import imagenet_r
-from examples.deep_clustering.data.inaturalist import inaturalist
-from examples.deep_clustering.data.languages import languages
 
 __all__ = ["LOADERS", "Dataset", "load"]
 
 LOADERS: dict[str, Callable[..., Dataset]] = {
-    "digits": digits,
-    "icd": icd,
-    "languages": languages,
-    "features": own_features,
-    "cifar100": cifar100,
-    "imagenet_r": imagenet_r,
-    "inaturalist": inaturalist,
+    "digits": digits.load,
+    "icd": icd.load,
+    "languages": languages.load,
+    "features": own.load,
+    "cifar100": cifar100.load,
+    "imagenet_r": imagenet_r.load,
+    "inaturalist": inaturalist.load,
 }
 EVERYWHERE = ("cache", "device", "seed")  # left out where a data set does not depend on them
 

@@ -13,7 +13,7 @@ SHAPE = (3, 32, 32)
 RECORD = 2 + 3072  # bytes: coarse class, fine class, pixels
 
 
-def cifar100(
+def load(
     *,
     root: Path | None = None,
     seed: int = 0,
@@ -78,7 +78,8 @@ def read_train(root: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     counts = np.bincount(labels, minlength=CLASSES)
     if len(counts) > CLASSES or counts.min() < LARGEST_CLASS:
         raise ValueError(
-            f"{path} does not have {LARGEST_CLASS} images of each of {CLASSES} classes; get it again"
+            f"{path} does not have {LARGEST_CLASS} images of each of {CLASSES} classes; "
+            "get it again"
         )
     names_path = root / "fine_label_names.txt"
     names = tuple(names_path.read_text(encoding="utf-8").split())

@@ -11,7 +11,7 @@ LARGEST_CLASS = 170  # every digit has at least 174 images
 COMPONENTS = 32
 
 
-def digits(*, seed: int = 0, imbalance: float = 10, features: str = "pixels") -> Dataset:
+def load(*, seed: int = 0, imbalance: float = 10, features: str = "pixels") -> Dataset:
     """Draw long-tailed digits.
 
     Parameters

@@ -25,7 +25,7 @@ CLASSES = 100
 LARGEST_CLASS = 500
 
 
-def icd(
+def load(
     *,
     seed: int = 0,
     imbalance: float = 100,
@@ -43,7 +43,8 @@ def icd(
     seed
         Draws the names.
     imbalance
-        Largest class size over the smallest; 100 to 500, as the smaller blocks have no more names.
+        Largest class size over the smallest; 8 to 500, as smaller blocks have too few names for
+        less.
     features
         `minilm` for sentence embeddings, `tfidf` for n-grams of words and characters; `auto` takes
         the first where it is installed.
@@ -92,7 +93,7 @@ def read_blocks() -> dict[tuple[str, str], list[str]]:
 def draw_names(
     blocks: dict[tuple[str, str], list[str]], sizes: list[int], seed: int
 ) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
-    """Draw `sizes[c]` names from the block with the c-th most; return names, labels, class names."""
+    """Draw `sizes[c]` names from the block with the c-th most; with labels and class names."""
     largest_first = sorted(blocks, key=lambda block: (len(blocks[block]), block[0]), reverse=True)
     rng = np.random.default_rng(seed)
     texts = []

@@ -10,7 +10,7 @@ from examples.deep_clustering.data.dataset import Dataset, data_folder
 HELD_OUT = 20  # images a class that the paper keeps for tests
 
 
-def imagenet_r(
+def load(
     *,
     root: Path | None = None,
     seed: int = 0,
@@ -45,10 +45,8 @@ def imagenet_r(
     for name, paths in classes.items():
         if len(paths) <= HELD_OUT:
             raise ValueError(f"{root / name} has {len(paths)} images, not more than {HELD_OUT}")
-        training = rng.permutation(len(paths))[HELD_OUT:]
-        kept.append([paths[index] for index in np.sort(training)])
-    labels = np.repeat(np.arange(len(kept)), [len(paths) for paths in kept])
-    inputs = frozen.dino_embeddings(
-        sum(kept, []), checkpoint=checkpoint, cache=cache, device=device
-    )
+        training = np.sort(rng.permutation(len(paths))[HELD_OUT:])
+        kept += [paths[index] for index in training]
+    labels = np.repeat(np.arange(len(classes)), [len(p) - HELD_OUT for p in classes.values()])
+    inputs = frozen.dino_embeddings(kept, checkpoint=checkpoint, cache=cache, device=device)
     return Dataset("imagenet_r", inputs, labels, tuple(classes))

@@ -12,7 +12,7 @@ from examples.deep_clustering.data.dataset import Dataset, choose, data_folder
 SUBSETS = (2000, 1000, 500, 100)  # each drawn from the one before, the first from all 8142 classes
 
 
-def inaturalist(
+def load(
     *,
     root: Path | None = None,
     n_classes: int = 500,

@@ -22,7 +22,7 @@ FEWEST_WORDS = 3  # shorter strings are names and dates that many languages shar
 SMALLEST_CLASS = 10
 
 
-def languages(*, cache: Path | None = None) -> Dataset:
+def load(*, cache: Path | None = None) -> Dataset:
     """Return n-gram features of the strings: 21,984 in 97 languages, imbalance 29.
 
     Kept are strings of three words or more, not counting fields to fill in and tags, that occur in

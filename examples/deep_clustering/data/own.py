@@ -8,7 +8,7 @@ import numpy as np
 from examples.deep_clustering.data.dataset import Dataset
 
 
-def own_features(*, root: Path | None = None, n_classes: int | None = None) -> Dataset:
+def load(*, root: Path | None = None, n_classes: int | None = None) -> Dataset:
     """Read features, and labels where there are any, from an .npz file.
 
     Parameters
@@ -53,12 +53,12 @@ def own_features(*, root: Path | None = None, n_classes: int | None = None) -> D
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays `features` and `labels` of a file, as far as it has them."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in ("features", "labels") if name in stored}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}); write it by np.savez(path, features=..., labels=...) "
-            "with arrays of numbers or strings"
+            f"{path} cannot be read ({error}); write it by "
+            "np.savez(path, features=..., labels=...) with arrays of numbers or strings"
         ) from error
 
 

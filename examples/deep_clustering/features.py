@@ -184,10 +184,8 @@ def dino_embeddings(
     checkpoint
         File of the weights, such as `dino_vitbase16_pretrain.pth`; by default timm's own, from the
         cache of the Hugging Face hub, or downloaded.
-    cache
-        Folder of cached features; by default `cache_folder()`.
-    device
-        Torch device to compute on.
+    cache, device
+        As in `sentence_embeddings`.
     batch_size
         Images that are decoded and embedded at once.
 

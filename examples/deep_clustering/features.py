@@ -218,10 +218,7 @@ def dino_embeddings(
 
     weights = DINO if checkpoint is None else file_identity(checkpoint)
     if isinstance(images, np.ndarray):
-        contents: Iterable[str | bytes] = (
-            str(images.shape),
-            np.ascontiguousarray(images).tobytes(),
-        )
+        contents: Iterable[str | bytes] = (str(images.shape), images.tobytes())
     else:
         contents = map(file_identity, images)
     return cached("dino", [weights, *contents], compute, len(images), cache)

@@ -1,0 +1,180 @@
+"""Tables of the results, on the console and in Markdown, and the file that stores them."""
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from rich.box import HORIZONTALS
+from rich.console import Console
+from rich.table import Table
+
+import ssot
+
+from .baselines import BASELINES
+
+Run: TypeAlias = dict[str, Any]
+"""What one method made of one data set with one seed:
+
+seed
+    int
+scores
+    of `metrics.scores`
+seconds, labelling_seconds
+    for all, and for the pseudo-labels therein (None where there are none)
+class_sizes
+    of the clusters, from large to small
+history
+    None, or lists of "rho", "objective" and "accuracy" with one entry for each round
+statuses
+    how often a solve ended how
+settings
+    of the method
+"""
+
+Runs: TypeAlias = dict[str, list[Run]]
+"""For each method its runs, one for each seed."""
+
+Results: TypeAlias = dict[str, Runs]
+"""For each data set what the methods made of it."""
+
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "macro_f1": "macro F1",
+    "head_recall": "head recall",
+    "medium_recall": "medium recall",
+    "tail_recall": "tail recall",
+}
+"""The scores as they are printed."""
+
+WIDE = 120
+"""Characters of a console from which the table of scores needs one line for each method."""
+
+
+class Summary(NamedTuple):
+    """Mean and sample standard deviation over the seeds, in per cent; None for a single seed."""
+
+    mean: float
+    deviation: float | None
+
+    def __str__(self) -> str:
+        spread = "" if self.deviation is None else f" ± {self.deviation:.1f}"
+        return f"{self.mean:.1f}{spread}"
+
+
+def summarise(runs: list[Run], metric: str) -> Summary:
+    """Summarise one score of a method."""
+    values = [100 * run["scores"][metric] for run in runs]
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Summary(float(np.mean(values)), deviation)
+
+
+def is_baseline(method: str) -> bool:
+    """Tell the baselines from the transport methods."""
+    return method in BASELINES
+
+
+def in_order(runs: Runs) -> Runs:
+    """Put the baselines before the transport methods."""
+    return dict(sorted(runs.items(), key=lambda item: not is_baseline(item[0])))
+
+
+def rows(runs: Runs, bold: str) -> Iterator[list[str]]:
+    """Yield each method with its scores, in order; the best of each score in between `bold`."""
+    runs = in_order(runs)
+    columns = []
+    for metric in METRICS:
+        summaries = [summarise(of_method, metric) for of_method in runs.values()]
+        best = max(round(summary.mean, 1) for summary in summaries)  # ties as the reader sees them
+        columns.append([bold.format(s) if round(s.mean, 1) == best else str(s) for s in summaries])
+    yield from ([method, *cells] for method, *cells in zip(runs, *columns, strict=True))
+
+
+def caption(data_set: str, runs: Runs) -> str:
+    """Say what the numbers are."""
+    seeds = len(next(iter(runs.values())))
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return f"{data_set}: scores in per cent, {over}"
+
+
+def print_tables(results: Results, console: Console) -> None:
+    """Print the scores, one table for each data set."""
+    for data_set, runs in results.items():
+        table = Table(title=caption(data_set, runs), box=HORIZONTALS, padding=(0, 1, 0, 0))
+        for title in ("method", *METRICS.values()):
+            table.add_column(title, justify="left" if title == "method" else "right")
+        if console.width < WIDE:  # wrap the cells, but cut no word
+            for column in table.columns:
+                column.width = max(5, *map(len, f"{column.header}".split()))
+            table.columns[0].width = 10
+        last = [method for method in runs if is_baseline(method)][-1:]
+        for method, *cells in rows(runs, bold="[bold]{}[/bold]"):
+            table.add_row(method, *cells, end_section=[method] == last)
+        console.print(table)
+
+
+def print_solver_share(results: Results, console: Console) -> None:
+    """Print how long the pseudo-labels took and how their solves ended."""
+    table = Table(
+        box=HORIZONTALS,
+        title="Time for pseudo-labels, mean over the seeds, and how all solves ended",
+    )
+    for heading in ("data set", "method", "seconds", "for pseudo-labels", "ended as"):
+        table.add_column(heading, justify="right" if "seconds" in heading else "left")
+    for data_set, runs in results.items():
+        for method, of_method in runs.items():
+            if of_method[0]["labelling_seconds"] is None:
+                continue
+            seconds = np.mean([run["seconds"] for run in of_method])
+            labelling = np.mean([run["labelling_seconds"] for run in of_method])
+            statuses = sum((Counter(run["statuses"]) for run in of_method), Counter())
+            ended = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+            share = f"{labelling:.1f} s, {labelling / seconds:.0%}"
+            table.add_row(data_set, method, f"{seconds:.1f}", share, ended)
+    if table.row_count:
+        console.print(table)
+
+
+def markdown_table(results: Results) -> str:
+    """Return the scores as Markdown, one table for each data set with its caption above."""
+    header = [
+        "| method | " + " | ".join(METRICS.values()) + " |",
+        "|---|" + "---:|" * len(METRICS),
+    ]
+    parts = []
+    for data_set, runs in results.items():
+        body = [f"| {' | '.join(row)} |" for row in rows(runs, bold="**{}**")]
+        parts.append("\n".join([caption(data_set, runs), "", *header, *body, ""]))
+    return "\n".join(parts)
+
+
+def save(results: Results, path: Path, command: str) -> None:
+    """Write the results as JSON, with what is needed to get them again.
+
+    The command is stored as it is: give it as a reader would type it.
+    """
+    libraries = ("numpy", "scipy", "scikit-learn", "torch")
+    record = {
+        "command": command,
+        "versions": {
+            "python": platform.python_version(),
+            "ssot": ssot.__version__,
+            **{library: version(library) for library in libraries},
+        },
+        "seeds": max(len(runs) for of_data in results.values() for runs in of_data.values()),
+        "results": results,
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Results:
+    """Return the results of a file that `save` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))["results"]

@@ -47,7 +47,8 @@ def train(
     """Train a linear classifier and relabel in turn, from 0.2 of the samples up to `keep`."""
     classes = len(noise)
     model = torch.nn.Linear(images.shape[1], classes, dtype=images.dtype)
-    torch.nn.init.zeros_(model.weight)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     targets = one_hot(given, classes).to(images.dtype)  # the given labels, for a first round
     for step in range(1, ROUNDS + 1):

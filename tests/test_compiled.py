@@ -102,6 +102,17 @@ def test_logarithm_is_within_four_units_in_the_last_place(dtype, seed, spread):
     assert (np.abs(y - expected) <= 4 * np.finfo(dtype).eps * np.abs(expected)).all()
 
 
+def test_torch_keeps_its_number_of_threads():
+    torch = pytest.importorskip("torch")
+    before, costs = torch.get_num_threads(), np.random.default_rng(0).normal(size=(4096, 20))
+    torch.set_num_threads(1)
+    try:
+        ssot.solve(costs, backend="numba")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_forked_child_does_not_enter_the_threads_of_its_parent():
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")

@@ -14,7 +14,7 @@ for library in ("torch", "sklearn", "matplotlib", "rich"):
 from rich.console import Console  # noqa: E402
 
 from examples.deep_clustering import pictures, report  # noqa: E402
-from examples.deep_clustering.baselines import BASELINES, neighbour_graph  # noqa: E402
+from examples.deep_clustering.baselines import BASELINES, connected_graph  # noqa: E402
 from examples.deep_clustering.metrics import scores, size_groups  # noqa: E402
 from examples.deep_clustering.selection import agreement, modularity  # noqa: E402
 
@@ -128,8 +128,8 @@ def test_spherical_k_means_ends_where_no_step_raises_the_similarity():
 
 def test_spectral_clustering_takes_more_components_than_classes_and_far_outliers():
     features, labels = blobs(12, 30)  # 12 components at 20 neighbours
-    assert connected_components(neighbour_graph(features, 12), return_labels=False) == 12
-    assert connected_components(neighbour_graph(features, 5), return_labels=False) <= 5
+    assert connected_components(connected_graph(features, 12), return_labels=False) == 12
+    assert connected_components(connected_graph(features, 5), return_labels=False) <= 5
     clusters = BASELINES["spectral clustering"](features, 5, 0)
     assert len(np.unique(clusters)) == 5
     for label in range(12):  # no group is torn
@@ -137,7 +137,7 @@ def test_spectral_clustering_takes_more_components_than_classes_and_far_outliers
 
     few, labels = blobs(3, 30)
     with_outlier = np.vstack([few, np.full((1, 8), 1e6)])
-    assert neighbour_graph(with_outlier, 3).sum(axis=1).min() > 0
+    assert connected_graph(with_outlier, 3).sum(axis=1).min() > 0
     clusters = BASELINES["spectral clustering"](with_outlier, 3, 0)
     assert scores(labels, clusters[:-1])["accuracy"] == 1
 

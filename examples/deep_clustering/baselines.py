@@ -72,7 +72,7 @@ def gaussian_mixture(features: np.ndarray, n_classes: int, seed: int) -> np.ndar
 
 def spectral_clustering(features: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
     """Minimise the normalised cut of the neighbour graph, relaxed."""
-    graph = neighbour_graph(features, n_classes)
+    graph = connected_graph(features, n_classes)
     model = SpectralClustering(
         n_classes, affinity="precomputed", assign_labels="discretize", random_state=seed
     )
@@ -82,7 +82,7 @@ def spectral_clustering(features: np.ndarray, n_classes: int, seed: int) -> np.n
         return model.fit_predict(graph)
 
 
-def neighbour_graph(features: np.ndarray, n_classes: int) -> csr_array:
+def connected_graph(features: np.ndarray, n_classes: int) -> csr_array:
     """Connect 20 neighbours, or more until there are at most as many components as classes."""
     k = min(20, len(features) - 1)
     while True:

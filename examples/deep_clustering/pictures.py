@@ -73,12 +73,12 @@ def draw_comparison(results: Results, path: Path) -> None:
     figure.savefig(path)
 
 
-def draw_class_sizes(results: Results, true_sizes: dict[str, list[int]], path: Path) -> None:
+def draw_class_sizes(results: Results, path: Path) -> None:
     """Draw for each data set the sizes of the classes and of the clusters, from large to small."""
     style_of = styles(results)
     figure, (row,) = _panels(4.0 * len(results) + 2.3, 4.0, 1, len(results))
     for axes, (data_set, runs) in zip(row, results.items(), strict=True):
-        true = sorted(true_sizes[data_set], reverse=True)
+        true = next(iter(runs.values()))[0]["true_class_sizes"]
         smallest = true[-1]
         axes.fill_between(
             np.arange(1, len(true) + 1), true, color="0.92", step="mid", label="true classes"

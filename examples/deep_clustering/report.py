@@ -23,11 +23,11 @@ Run: TypeAlias = dict[str, Any]
 seed
     int
 scores
-    of `metrics.scores`
+    of `metrics.scores`; empty where the classes are unknown
 seconds, labelling_seconds
     for all, and for the pseudo-labels therein (None where there are none)
-class_sizes
-    of the clusters, from large to small
+class_sizes, true_class_sizes
+    of the clusters and the classes, from large to small (None where the classes are unknown)
 history
     None, or lists of "rho", "objective" and "accuracy" with one entry for each round
 statuses

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -189,7 +191,7 @@ def _row_sums(column_mass: NDArray[np.float64], log_partition: Vector) -> RowSum
 
 def run(function: Callable[..., None], *arguments: Any, most_threads: int) -> None:
     """Call a compiled loop on no more threads than it needs, and Numba and OpenMP are told."""
-    with _one_at_a_time:
+    with _one_at_a_time, _torch_threads_kept():
         allowed = numba.get_num_threads()
         wanted = min(allowed, _openmp_threads(allowed), most_threads)
         if wanted == allowed:
@@ -200,6 +202,18 @@ def run(function: Callable[..., None], *arguments: Any, most_threads: int) -> No
             function(*arguments)
         finally:
             numba.set_num_threads(allowed)
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """Put back Torch's number of threads: Numba sets OpenMP's, which Torch goes by."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    try:
+        yield
+    finally:
+        if torch and torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _openmp_threads(otherwise: int) -> int:

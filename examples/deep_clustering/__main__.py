@@ -1,0 +1,238 @@
+"""Cluster imbalanced data without labels, by transport methods and the usual baselines.
+
+    python -m examples.deep_clustering icd languages --seeds 5
+    python -m examples.deep_clustering features --root my_features.npz --classes 40
+
+prints a table for each data set and writes results.json, results.md and pictures. Runs that
+results.json has already are not repeated, and an interrupted one goes on from its last round.
+"""
+
+import argparse
+import itertools
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from . import pictures, report
+from .baselines import BASELINES
+from .data import LOADERS, Dataset, load
+from .methods import METHODS
+from .metrics import scores
+from .starts import Start, start
+from .training import Settings, Training
+
+FIXED = ("icd",)  # its samples are the same for every seed
+TRAINING = tuple(vars(Settings()))  # the options of the command line that say how to train
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.deep_clustering", description=__doc__.splitlines()[0]
+    )
+    add, known = parser.add_argument, [*BASELINES, *METHODS]
+    add("data", nargs="+", choices=LOADERS, metavar="DATA", help=", ".join(LOADERS))
+    add(
+        "--methods",
+        nargs="+",
+        choices=known,
+        metavar="METHOD",
+        help="default: all",
+    )
+    add("--seeds", type=positive, default=3, help="seeds from 0 (default 3)")
+    add("--output", type=Path, default=Path(__file__).parents[1] / "output", help="folder")
+    add("--restart", action="store_true", help="forget earlier results in the folder")
+    add("--device", default="cpu", help="of Torch (default cpu)")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="of Torch on the CPU")
+    source = parser.add_argument_group("data")
+    add = source.add_argument
+    add("--root", type=Path, help="folder or file of data on your disk")
+    add("--features", help="kind of features: digits pixels|pca, icd minilm|tfidf, ...")
+    add("--classes", type=positive, help="number of clusters, where the data do not tell")
+    add("--imbalance", type=float, help="largest over smallest class, of long-tailed sets")
+    add("--checkpoint", help="DINO weights, for image folders")
+    training = parser.add_argument_group("training")
+    for name, default in vars(Settings()).items():
+        option = f"--{name.replace('_', '-')}"
+        training.add_argument(
+            option, type=type(default), default=default, help=f"default {default}"
+        )
+    options = parser.parse_args(arguments)
+    options.methods = [name for name in known if name in (options.methods or known)]
+    return options
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1 up."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return number
+
+
+def load_data(name: str, seed: int, options: argparse.Namespace) -> Dataset:
+    """Load a data set with the options that were given."""
+    return load(
+        name,
+        root=options.root,
+        seed=0 if name in FIXED else seed,
+        device=options.device,
+        features=options.features,
+        n_classes=options.classes,
+        imbalance=options.imbalance,
+        checkpoint=options.checkpoint,
+    )
+
+
+def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a run depends on besides data set, method and seed."""
+    data = {name: getattr(options, name) for name in ("features", "classes", "imbalance")}
+    return {
+        **data,
+        **(METHODS[method].settings() if method in METHODS else {}),
+        **(asdict(training_settings(options)) if method in METHODS else {}),
+    }
+
+
+def training_settings(options: argparse.Namespace) -> Settings:
+    """Return how to train."""
+    return Settings(**{name: getattr(options, name) for name in TRAINING})
+
+
+def cluster(
+    begin: Start, method: str, options: argparse.Namespace, bar: tqdm
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Cluster by one method; return the clusters (N,) and what a training tells of itself."""
+    data = begin.data
+    if method in BASELINES:
+        clusters = BASELINES[method](begin.features, data.n_classes, begin.seed)
+        return clusters, {"labelling_seconds": None, "history": None, "statuses": {}}
+    settings = training_settings(options)
+    training = Training(begin, METHODS[method], settings, options.device)
+
+    def follow() -> None:
+        """Note the accuracy; the training does not see it."""
+        if data.labels is not None:
+            accuracy = scores(data.labels, training.clusters())["accuracy"]
+            training.history.accuracy.append(accuracy)
+        bar.set_postfix_str(f"{data.name}, {method}, round {training.round}/{settings.rounds}")
+
+    checkpoint = options.output / f"{file_name(begin, method)}.checkpoint"
+    if options.restart:
+        checkpoint.unlink(missing_ok=True)
+    training.run(checkpoint, follow)
+    checkpoint.unlink()
+    told = asdict(training.history)
+    return training.clusters(), {
+        "labelling_seconds": told.pop("labelling_seconds"),
+        "statuses": told.pop("statuses"),
+        "history": told,
+    }
+
+
+def make_run(begin: Start, method: str, options: argparse.Namespace, bar: tqdm) -> report.Run:
+    """Cluster by one method, save the clusters, and return what is stored of the run."""
+    labels, n_classes, began = begin.data.labels, begin.data.n_classes, time.perf_counter()
+    clusters, told = cluster(begin, method, options, bar)
+    seconds = time.perf_counter() - began
+    path = options.output / f"{file_name(begin, method)}.npz"
+    np.savez_compressed(path, clusters=clusters.astype(np.int32))
+    return {
+        "seed": begin.seed,
+        "settings": settings_of(method, options),
+        "scores": {} if labels is None else scores(labels, clusters),
+        "seconds": seconds,
+        **told,
+        "class_sizes": largest_first(clusters, n_classes),
+        "true_class_sizes": None if labels is None else largest_first(labels, n_classes),
+    }
+
+
+def largest_first(clusters: np.ndarray, n_classes: int) -> list[int]:
+    """Return the class sizes in falling order."""
+    return sorted(np.bincount(clusters, minlength=n_classes).tolist(), reverse=True)
+
+
+def file_name(begin: Start, method: str) -> str:
+    """Name the files of one run."""
+    return f"{begin.data.name}-{method}-{begin.seed}".replace(" ", "-").replace(",", "")
+
+
+def run_all(options: argparse.Namespace, command: str) -> report.Results:
+    """Return the runs that were asked for, making those that the folder has no results of."""
+    path = options.output / "results.json"
+    stored = {} if options.restart or not path.exists() else report.load(path)
+    jobs = list(itertools.product(options.data, range(options.seeds)))
+    with tqdm(total=len(jobs) * len(options.methods), unit="run", dynamic_ncols=True) as bar:
+        for name, seed in jobs:
+            runs = {
+                method: stored.setdefault(name, {}).setdefault(method, [])
+                for method in options.methods
+            }
+            missing = [m for m in options.methods if not is_there(runs[m], m, seed, options)]
+            bar.update(len(options.methods) - len(missing))
+            if not missing:
+                continue
+            bar.set_postfix_str(f"{name}, start")
+            begin = start(load_data(name, seed, options), options.heads, seed)
+            for method in missing:
+                bar.set_postfix_str(f"{name}, {method}")
+                run = make_run(begin, method, options, bar)
+                runs[method][:] = [known for known in runs[method] if known["seed"] != seed] + [run]
+                report.save(stored, path, command)
+                bar.update()
+    return {
+        name: {
+            method: sorted(
+                (run for run in stored[name][method] if run["seed"] < options.seeds),
+                key=lambda run: run["seed"],
+            )
+            for method in options.methods
+        }
+        for name in options.data
+    }
+
+
+def is_there(runs: list[report.Run], method: str, seed: int, options: argparse.Namespace) -> bool:
+    """Tell whether a run with these settings is among the stored ones."""
+    wanted = settings_of(method, options)
+    return any(run["seed"] == seed and run["settings"] == wanted for run in runs)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare the methods; print tables, write pictures and numbers."""
+    options, console = parse(arguments), Console()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", "examples.deep_clustering", *(arguments or sys.argv[1:])])
+    results = run_all(options, command)
+    scored = {name: runs for name, runs in results.items() if has_scores(runs)}
+    report.print_tables(scored, console)
+    report.print_solver_share(results, console)
+    if scored:
+        (options.output / "results.md").write_text(report.markdown_table(scored), encoding="utf-8")
+        pictures.draw_comparison(scored, options.output / "comparison.png")
+        pictures.draw_class_sizes(scored, options.output / "class_sizes.png")
+        pictures.draw_training(scored, options.output / "training.png")
+    console.print(f"clusters, numbers and pictures are in {options.output}")
+
+
+def has_scores(runs: report.Runs) -> bool:
+    """Tell whether the true labels of a data set are known."""
+    return all(run["scores"] for of_method in runs.values() for run in of_method)
+
+
+if __name__ == "__main__":
+    main()

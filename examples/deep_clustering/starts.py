@@ -1,0 +1,78 @@
+"""Where a training starts: plain features, their neighbour graph, and clusters for each head."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+from sklearn.cluster import AgglomerativeClustering, KMeans
+from sklearn.decomposition import PCA
+
+from .baselines import connected_graph
+from .data import Dataset
+
+PIXEL_COMPONENTS = 32
+SMALL_CLUSTERS = 20  # for each class
+FEWEST_SAMPLES = 3  # in a small cluster, on average
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known before the training, the same for all methods.
+
+    Attributes
+    ----------
+    data, seed
+        What to cluster, and the seed of all that is random.
+    features
+        (N, D), not learned.
+    graph
+        Semantic graph of the features.
+    clusters
+        For each head the clusters (N,) that its prototypes start at.
+    """
+
+    data: Dataset
+    seed: int
+    features: np.ndarray
+    graph: csr_array
+    clusters: list[np.ndarray]
+
+
+def start(data: Dataset, heads: int, seed: int) -> Start:
+    """Return the graph of a data set and a start for each head.
+
+    The first head starts at merged samples, the others at merged small clusters: which is better
+    depends on the data, and the training keeps the head that agrees most with the graph.
+    """
+    features = plain_features(data, seed)
+    graph = connected_graph(features, data.n_classes)
+    found = [merged_samples(features, graph, data.n_classes)]
+    for head in range(1, heads):
+        found.append(merged_small_clusters(features, data.n_classes, seed * heads + head))
+    return Start(data, seed, features, graph, found)
+
+
+def plain_features(data: Dataset, seed: int) -> np.ndarray:
+    """Return features (N, D) without training: the inputs, or components of the pixels."""
+    if not data.is_images:
+        return data.inputs
+    pixels = data.inputs.reshape(len(data.inputs), -1)
+    components = min(PIXEL_COMPONENTS, *pixels.shape)
+    return PCA(components, random_state=seed).fit_transform(pixels)
+
+
+def merged_samples(features: np.ndarray, graph: csr_array, n_classes: int) -> np.ndarray:
+    """Merge samples to clusters by Ward's rule, neighbours in a connected graph alone."""
+    merging = AgglomerativeClustering(n_classes, linkage="ward", connectivity=graph)
+    return merging.fit_predict(features)
+
+
+def merged_small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
+    """Merge the centres of many small k-means clusters by Ward's rule, each of the same weight.
+
+    Where rare classes are dense it spares them: a small cluster counts as much as a large one.
+    """
+    small = max(n_classes, min(SMALL_CLUSTERS * n_classes, len(features) // FEWEST_SAMPLES))
+    parts = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit(features)
+    merging = AgglomerativeClustering(n_classes, linkage="ward")
+    return merging.fit_predict(parts.cluster_centers_)[parts.labels_]

@@ -10,7 +10,7 @@ BENCH  := $(VENV)/.installed-benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help $(VENV) demo test bench bench-gpu lint format clean
+.PHONY: help $(VENV) demo compare test bench bench-gpu lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[$$().A-Za-z_-]+:.*## / { sub(/^\$$\(VENV\)/, "$(VENV)", $$1); \
@@ -25,8 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 		-c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(STAMP) ## Cluster handwritten digits; pictures go to examples/output/
-	$(PY) examples/digits.py
+demo: $(STAMP) ## Cluster handwritten digits; pictures go to examples/output/digits/
+	$(PY) -m examples.deep_clustering digits --seeds 3 --batch 256 --restart --output examples/output/digits
+
+compare: $(STAMP) ## Cluster disease names and languages by all methods (an hour; goes on where it stopped)
+	$(PY) -m examples.deep_clustering icd languages --seeds 5 --output examples/output/compare
 
 test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytest)
 	$(PY) -m pytest $(ARGS)

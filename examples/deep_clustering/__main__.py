@@ -13,6 +13,7 @@ import logging
 import shlex
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -164,8 +165,9 @@ def largest_first(clusters: np.ndarray, n_classes: int) -> list[int]:
 
 
 def file_name(begin: Start, method: str) -> str:
-    """Name the files of one run."""
-    return f"{begin.data.name}-{method}-{begin.seed}".replace(" ", "-").replace(",", "")
+    """Name the files of one run, in ASCII."""
+    name = f"{begin.data.name} {method} {begin.seed}".replace(",", "")
+    return unicodedata.normalize("NFKC", name).replace(" ", "-")
 
 
 def run_all(options: argparse.Namespace, command: str) -> report.Results:

@@ -121,12 +121,10 @@ def draw_training(results: Results, path: Path) -> None:
         4.0 * len(trained) + 2.3, 5.0, 2, len(trained), height_ratios=[3, 1], sharex="col"
     )
     for above, below, (data_set, runs) in zip(upper, lower, trained.items(), strict=True):
-        width = 2.0 * len(runs)  # of lines that cover each other
         for method, of_method in runs.items():
             _draw_band(above, of_method, style_of[method] | {"label": method})
-            rho, color = of_method[0]["history"]["rho"], style_of[method]["color"]
-            below.plot(np.arange(1, len(rho) + 1), rho, color=color, linewidth=width)
-            width -= 2.0
+        for rho in {tuple(of_method[0]["history"]["rho"]) for of_method in runs.values()}:
+            below.plot(np.arange(1, len(rho) + 1), rho, color="0.3")
         above.set_title(data_set)
         below.set(xlabel="round", ylim=(0, 1.1))
         below.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -234,9 +234,10 @@ def test_every_method_trains_and_tells_of_each_round(begin, method):
     assert set(training.clusters()) <= set(range(len(SIZES)))
 
 
-def test_a_memory_bank_counts_all_its_solves(begin):
+def test_a_memory_bank_is_filled_and_all_its_solves_are_counted(begin):
     training = train(begin, settings=BANK)
     assert len(training.history.rho) == BANK.rounds
+    assert len(training.labeler.bank) == BANK.bank
     solves = BANK.heads * BANK.rounds * -(-sum(SIZES) // BANK.batch)
     assert sum(training.history.statuses.values()) == solves
 

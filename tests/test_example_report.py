@@ -152,6 +152,7 @@ def run(seed, value, history=None):
         "seconds": 4.0,
         "labelling_seconds": 1.0 if history else None,
         "class_sizes": [50, 30, 15, 5][: 4 - seed],  # another seed has fewer clusters
+        "true_class_sizes": [60, 35, 5],
         "history": history,
         "statuses": {"CONVERGED": 2, "STALLED": 1} if history else {},
         "settings": {"ramp": "sigmoid", "größe": 3} if history else {},
@@ -193,6 +194,29 @@ def test_numbers_that_json_lacks_are_refused_and_leave_no_file(results, tmp_path
     with pytest.raises(ValueError, match="JSON"):
         report.save(results, tmp_path / "results.json", "python")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_write_leaves_the_results_before(results, tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    report.save(results, path, "python")
+
+    def fail_half_way(self, text, **_):
+        self.write_bytes(text.encode()[:50])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "write_text", fail_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            report.save({"icd": results["icd"]}, path, "python")
+    assert report.load(path) == results
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_file_of_something_else_is_refused_by_its_name(text, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json is not a file of results"):
+        report.load(path)
 
 
 def test_markdown_has_a_table_for_each_data_set_with_the_best_in_bold(results):
@@ -251,11 +275,10 @@ def is_picture(path):
 
 def test_pictures_are_written_for_one_seed_and_more(results, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "DPI", 50)
-    sizes = {"icd": [5, 60, 35], "languages": [40, 30, 20, 10]}
     single = {"icd": {name: runs[:1] for name, runs in results["icd"].items()}}
     for name, shown in {"two": results, "one": single}.items():
         pictures.draw_comparison(shown, tmp_path / f"{name}_comparison.png")
-        pictures.draw_class_sizes(shown, sizes, tmp_path / f"{name}_sizes.png")
+        pictures.draw_class_sizes(shown, tmp_path / f"{name}_sizes.png")
         pictures.draw_training(shown, tmp_path / f"{name}_training.png")
     assert len(list(tmp_path.iterdir())) == 6
     assert all(is_picture(path) for path in tmp_path.iterdir())

@@ -8,14 +8,15 @@ results.json has already are not repeated, and an interrupted one goes on from i
 """
 
 import argparse
+import contextlib
 import itertools
 import logging
 import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,21 @@ from tqdm import tqdm
 
 from . import pictures, report
 from .baselines import BASELINES
-from .data import LOADERS, Dataset, load
+from .data import LOADERS, Dataset, check_options, load
 from .methods import METHODS
 from .metrics import scores
 from .starts import Start, start
-from .training import Settings, Training
+from .training import OtherRunError, Settings, Training
 
+PROGRAM = "python -m examples.deep_clustering"
 FIXED = ("icd",)  # its samples are the same for every seed
 TRAINING = tuple(vars(Settings()))  # the options of the command line that say how to train
+FEWEST_CLASSES = 3  # that scores by class size tell apart
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.deep_clustering", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.splitlines()[0])
     add, known = parser.add_argument, [*BASELINES, *METHODS]
     add("data", nargs="+", choices=LOADERS, metavar="DATA", help=", ".join(LOADERS))
     add(
@@ -53,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=positive, default=3, help="seeds from 0 (default 3)")
     add("--output", type=Path, default=Path(__file__).parents[1] / "output", help="folder")
     add("--restart", action="store_true", help="forget earlier results in the folder")
-    add("--device", default="cpu", help="of Torch (default cpu)")
+    add("--device", type=usable_device, default="cpu", help="of Torch (default cpu)")
     add("--threads", type=positive, default=torch.get_num_threads(), help="of Torch on the CPU")
     source = parser.add_argument_group("data")
     add = source.add_argument
@@ -61,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--features", help="kind of features: digits pixels|pca, icd minilm|tfidf, ...")
     add("--classes", type=positive, help="number of clusters, where the data do not tell")
     add("--imbalance", type=float, help="largest over smallest class, of long-tailed sets")
-    add("--checkpoint", help="DINO weights, for image folders")
+    add("--checkpoint", type=Path, help="DINO weights, for image folders")
     training = parser.add_argument_group("training")
     for name, default in vars(Settings()).items():
         option = f"--{name.replace('_', '-')}"
@@ -70,6 +71,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         )
     options = parser.parse_args(arguments)
     options.methods = [name for name in known if name in (options.methods or known)]
+    try:
+        training_settings(options)
+        for name in options.data:
+            check_options(name, data_options(options))
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
@@ -81,25 +88,55 @@ def positive(text: str) -> int:
     return number
 
 
+def usable_device(text: str) -> str:
+    """Read the name of a device of Torch that is there."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot use {text!r}: {reason}") from None
+    return text
+
+
+@contextlib.contextmanager
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """End the program without a traceback where the user can mend what is wrong."""
+    try:
+        yield
+    except kinds as error:
+        sys.exit(f"{PROGRAM}: error: {error}")
+
+
+def data_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that say which data."""
+    return {
+        "root": options.root,
+        "features": options.features,
+        "n_classes": options.classes,
+        "imbalance": options.imbalance,
+        "checkpoint": options.checkpoint,
+    }
+
+
 def load_data(name: str, seed: int, options: argparse.Namespace) -> Dataset:
-    """Load a data set with the options that were given."""
-    return load(
-        name,
-        root=options.root,
-        seed=0 if name in FIXED else seed,
-        device=options.device,
-        features=options.features,
-        n_classes=options.classes,
-        imbalance=options.imbalance,
-        checkpoint=options.checkpoint,
-    )
+    """Load a data set with the options that were given; it gets the name of the command line."""
+    seed = 0 if name in FIXED else seed
+    data = load(name, seed=seed, device=options.device, **data_options(options))
+    if data.labels is not None and data.n_classes < FEWEST_CLASSES:
+        raise ValueError(
+            f"data set {name} has labels of {data.n_classes} classes, and the scores by class "
+            f"size need {FEWEST_CLASSES}; leave the labels out and give --classes"
+        )
+    return replace(data, name=name)
 
 
 def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return what a run depends on besides data set, method and seed."""
     data = {name: getattr(options, name) for name in ("features", "classes", "imbalance")}
+    files = {name: getattr(options, name) for name in ("root", "checkpoint")}
     return {
         **data,
+        **{name: str(path) for name, path in files.items() if path is not None},
         **(METHODS[method].settings() if method in METHODS else {}),
         **(asdict(training_settings(options)) if method in METHODS else {}),
     }
@@ -128,13 +165,14 @@ def cluster(
             training.history.accuracy.append(accuracy)
         bar.set_postfix_str(f"{data.name}, {method}, round {training.round}/{settings.rounds}")
 
-    checkpoint = options.output / f"{file_name(begin, method)}.checkpoint"
+    checkpoint = checkpoint_of(begin, method, options)
     if options.restart:
         checkpoint.unlink(missing_ok=True)
-    training.run(checkpoint, follow)
-    checkpoint.unlink()
+    with one_line_errors(OtherRunError):
+        training.run(checkpoint, follow)
     told = asdict(training.history)
     return training.clusters(), {
+        "seconds": told.pop("seconds"),
         "labelling_seconds": told.pop("labelling_seconds"),
         "statuses": told.pop("statuses"),
         "history": told,
@@ -170,10 +208,16 @@ def file_name(begin: Start, method: str) -> str:
     return unicodedata.normalize("NFKC", name).replace(" ", "-")
 
 
+def checkpoint_of(begin: Start, method: str, options: argparse.Namespace) -> Path:
+    """Return where the state of an unfinished training is."""
+    return options.output / f"{file_name(begin, method)}.checkpoint"
+
+
 def run_all(options: argparse.Namespace, command: str) -> report.Results:
     """Return the runs that were asked for, making those that the folder has no results of."""
     path = options.output / "results.json"
-    stored = {} if options.restart or not path.exists() else report.load(path)
+    with one_line_errors(ValueError):
+        stored = {} if options.restart or not path.exists() else report.load(path)
     jobs = list(itertools.product(options.data, range(options.seeds)))
     with tqdm(total=len(jobs) * len(options.methods), unit="run", dynamic_ncols=True) as bar:
         for name, seed in jobs:
@@ -186,12 +230,14 @@ def run_all(options: argparse.Namespace, command: str) -> report.Results:
             if not missing:
                 continue
             bar.set_postfix_str(f"{name}, start")
-            begin = start(load_data(name, seed, options), options.heads, seed)
+            with one_line_errors(ImportError, OSError, ValueError):
+                begin = start(load_data(name, seed, options), options.heads, seed)
             for method in missing:
                 bar.set_postfix_str(f"{name}, {method}")
                 run = make_run(begin, method, options, bar)
                 runs[method][:] = [known for known in runs[method] if known["seed"] != seed] + [run]
                 report.save(stored, path, command)
+                checkpoint_of(begin, method, options).unlink(missing_ok=True)
                 bar.update()
     return {
         name: {
@@ -217,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO)
     torch.set_num_threads(options.threads)
-    options.output.mkdir(parents=True, exist_ok=True)
+    with one_line_errors(OSError):
+        options.output.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "examples.deep_clustering", *(arguments or sys.argv[1:])])
     results = run_all(options, command)
     scored = {name: runs for name, runs in results.items() if has_scores(runs)}

@@ -172,9 +172,14 @@ def save(results: Results, path: Path, command: str) -> None:
         "results": results,
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    unfinished = path.with_suffix(".unfinished")  # an interruption leaves the file before
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def load(path: Path) -> Results:
     """Return the results of a file that `save` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))["results"]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["results"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a file of results ({error!r}); delete it") from error

@@ -1,11 +1,13 @@
 """Where a training starts: plain features, their neighbour graph, and clusters for each head."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 
 from .baselines import connected_graph
 from .data import Dataset
@@ -45,6 +47,12 @@ def start(data: Dataset, heads: int, seed: int) -> Start:
     depends on the data, and the training keeps the head that agrees most with the graph.
     """
     features = plain_features(data, seed)
+    distinct = len(np.unique(features, axis=0))
+    if distinct < data.n_classes:
+        raise ValueError(
+            f"{data.name} must have {data.n_classes} distinct samples or more, one for each "
+            f"class; got {distinct}"
+        )
     graph = connected_graph(features, data.n_classes)
     found = [merged_samples(features, graph, data.n_classes)]
     for head in range(1, heads):
@@ -64,7 +72,10 @@ def plain_features(data: Dataset, seed: int) -> np.ndarray:
 def merged_samples(features: np.ndarray, graph: csr_array, n_classes: int) -> np.ndarray:
     """Merge samples to clusters by Ward's rule, neighbours in a connected graph alone."""
     merging = AgglomerativeClustering(n_classes, linkage="ward", connectivity=graph)
-    return merging.fit_predict(features)
+    with warnings.catch_warnings():
+        # Components are clusters or unions of them, as long as there are no more than clusters.
+        warnings.filterwarnings("ignore", "the number of connected components", UserWarning)
+        return merging.fit_predict(features)
 
 
 def merged_small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
@@ -73,6 +84,10 @@ def merged_small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np
     Where rare classes are dense it spares them: a small cluster counts as much as a large one.
     """
     small = max(n_classes, min(SMALL_CLUSTERS * n_classes, len(features) // FEWEST_SAMPLES))
-    parts = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit(features)
+    with warnings.catch_warnings():
+        # Fewer than asked for are found where many samples are the same.
+        warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
+        parts = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit(features)
+    found, part_of_sample = np.unique(parts.labels_, return_inverse=True)
     merging = AgglomerativeClustering(n_classes, linkage="ward")
-    return merging.fit_predict(parts.cluster_centers_)[parts.labels_]
+    return merging.fit_predict(parts.cluster_centers_[found])[part_of_sample]

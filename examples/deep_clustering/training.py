@@ -4,6 +4,8 @@ Each round makes pseudo-labels of all samples, or batch after batch with a memor
 network learns them on disturbed views.
 """
 
+import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -56,6 +58,23 @@ class Settings:
     learning_rate: float = 0.05
     trunk_learning_rate: float = 0.002
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "rounds", "updates", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("learning_rate", "trunk_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        if self.bank != 0 and self.bank < self.batch:
+            raise ValueError(
+                f"bank must be 0, for all samples, or hold a batch of {self.batch}, got "
+                f"{self.bank}; take a larger bank or a smaller batch"
+            )
+
+
+class OtherRunError(ValueError):
+    """A checkpoint is of another run."""
+
 
 @dataclass
 class History:
@@ -65,7 +84,8 @@ class History:
     objective: list[float] = field(default_factory=list)  # mean over the heads
     accuracy: list[float] = field(default_factory=list)  # for whoever knows the labels to fill in
     statuses: dict[str, int] = field(default_factory=dict)  # how many solves ended how
-    labelling_seconds: float = 0.0
+    seconds: float = 0.0
+    labelling_seconds: float = 0.0  # therein
 
 
 class Training:
@@ -77,6 +97,7 @@ class Training:
         self.data, self.graph, self.seed = begin.data, begin.graph, begin.seed
         self.method, self.settings = method, settings
         self.inputs = torch.as_tensor(self.data.inputs, device=device)
+        self._digest = hashlib.sha256(np.ascontiguousarray(self.data.inputs)).hexdigest()
         self.random = torch.Generator(device).manual_seed(self.seed)
         self.history = History()
         self.round = 0
@@ -90,7 +111,7 @@ class Training:
     ) -> None:
         """Train to the end; where a checkpoint exists, from there on."""
         if checkpoint is not None and checkpoint.exists():
-            self.load_state_dict(torch.load(checkpoint, weights_only=True))
+            self.load_state_dict(torch.load(checkpoint, self.inputs.device, weights_only=True))
         while self.round < self.settings.rounds:
             self._train_round()
             if on_round is not None:
@@ -122,10 +143,12 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a run of the same data, method, settings and seed."""
-        if state["made_with"] != self._made_with():
-            raise ValueError(
-                f"the checkpoint is of a run with {state['made_with']}, this one has "
-                f"{self._made_with()}; delete it (--restart) or use those settings"
+        theirs, own = state["made_with"], self._made_with()
+        different = [name for name in theirs | own if theirs.get(name) != own.get(name)]
+        if different:
+            raise OtherRunError(
+                f"the checkpoint is of a run with {_listed(theirs, different)}; this one has "
+                f"{_listed(own, different)}: delete it (--restart) or go on with the same"
             )
         self.round = state["round"]
         self.network.load_state_dict(state["network"])
@@ -136,7 +159,11 @@ class Training:
 
     def _made_with(self) -> dict[str, Any]:
         return {
-            "data": f"{self.data.name} {self.data.inputs.shape}",
+            "data": self.data.name,
+            "inputs": self._digest,
+            "shape": list(self.data.inputs.shape),
+            "classes": self.data.n_classes,
+            "device": self.inputs.device.type,
             "seed": self.seed,
             **self.method.settings(),
             **asdict(self.settings),
@@ -199,7 +226,7 @@ class Training:
 
     def _train_round(self) -> None:
         """Label all samples once, and learn the labels."""
-        solutions = []
+        solutions, round_began = [], time.perf_counter()
         order = torch.randperm(len(self.inputs), generator=self.random, device=self.inputs.device)
         for ids in order.split(self._labelled_at_once):
             with torch.no_grad():
@@ -213,6 +240,7 @@ class Training:
         self.history.objective.append(float(np.mean([s.objective.total for s in solutions])))
         ended = Counter(solution.status.name for solution in solutions)
         self.history.statuses = dict(ended + Counter(self.history.statuses))
+        self.history.seconds += time.perf_counter() - round_began
         self.round += 1
 
     def _learn(self, ids: Tensor, targets: Tensor) -> None:
@@ -225,6 +253,10 @@ class Training:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+
+
+def _listed(values: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name} {values.get(name)}" for name in names)
 
 
 def cluster_means(points: Tensor, clusters: np.ndarray) -> Tensor:

@@ -23,7 +23,7 @@ from examples.deep_clustering.data import (
 )
 from examples.deep_clustering.data.dataset import Dataset, choose
 
-__all__ = ["LOADERS", "Dataset", "load"]
+__all__ = ["LOADERS", "Dataset", "check_options", "load"]
 
 LOADERS: dict[str, Callable[..., Dataset]] = {
     "digits": digits.load,
@@ -69,22 +69,17 @@ def load(
     ValueError
         If there is no such data set, or it has no such option.
     """
-    loader = LOADERS[choose("name", name, tuple(LOADERS))]
     given = {"root": root, "cache": cache, "seed": seed, "device": device, **options}
-    known = inspect.signature(loader).parameters
-    unknown = [
-        option
-        for option, value in given.items()
-        if value is not None and option not in known and option not in EVERYWHERE
-    ]
+    return LOADERS[choose("name", name, tuple(LOADERS))](**check_options(name, given))
+
+
+def check_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options of `load` that reach a data set; refuse those that it does not have."""
+    known = inspect.signature(LOADERS[name]).parameters
+    given = {option: value for option, value in options.items() if value is not None}
+    unknown = [option for option in given if option not in known and option not in EVERYWHERE]
     if unknown:
         raise ValueError(
             f"data set {name} has no {' or '.join(unknown)}; its options are {', '.join(known)}"
         )
-    return loader(
-        **{
-            option: value
-            for option, value in given.items()
-            if option in known and value is not None
-        }
-    )
+    return {option: value for option, value in given.items() if option in known}

@@ -44,7 +44,9 @@ def load(*, root: Path | None = None, n_classes: int | None = None) -> Dataset:
         names, labels = check_labels(arrays["labels"], len(features), path)
         return Dataset(path.stem, features, labels, names)
     if n_classes is None:
-        raise ValueError(f"{path} has no array labels; say how many clusters by n_classes")
+        raise ValueError(
+            f"{path} has no array labels; say how many clusters by n_classes (--classes)"
+        )
     if not 2 <= n_classes <= len(features):
         raise ValueError(f"n_classes must be from 2 to {len(features)}, samples; got {n_classes}")
     return Dataset(path.stem, features, None, tuple(str(cluster) for cluster in range(n_classes)))

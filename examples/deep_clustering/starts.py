@@ -43,8 +43,7 @@ class Start:
 def start(data: Dataset, heads: int, seed: int) -> Start:
     """Return the graph of a data set and a start for each head.
 
-    The first head starts at merged samples, the others at merged small clusters: which is better
-    depends on the data, and the training keeps the head that agrees most with the graph.
+    Each is `merged_small_clusters` of its own seed.
     """
     features = plain_features(data, seed)
     distinct = len(np.unique(features, axis=0))
@@ -54,10 +53,9 @@ def start(data: Dataset, heads: int, seed: int) -> Start:
             f"class; got {distinct}"
         )
     graph = connected_graph(features, data.n_classes)
-    found = [merged_samples(features, graph, data.n_classes)]
-    for head in range(1, heads):
-        found.append(merged_small_clusters(features, data.n_classes, seed * heads + head))
-    return Start(data, seed, features, graph, found)
+    seeds = range(seed * heads, (seed + 1) * heads)
+    clusters = [merged_small_clusters(features, data.n_classes, own) for own in seeds]
+    return Start(data, seed, features, graph, clusters)
 
 
 def plain_features(data: Dataset, seed: int) -> np.ndarray:
@@ -69,25 +67,21 @@ def plain_features(data: Dataset, seed: int) -> np.ndarray:
     return PCA(components, random_state=seed).fit_transform(pixels)
 
 
-def merged_samples(features: np.ndarray, graph: csr_array, n_classes: int) -> np.ndarray:
-    """Merge samples to clusters by Ward's rule, neighbours in a connected graph alone."""
-    merging = AgglomerativeClustering(n_classes, linkage="ward", connectivity=graph)
-    with warnings.catch_warnings():
-        # Components are clusters or unions of them, as long as there are no more than clusters.
-        warnings.filterwarnings("ignore", "the number of connected components", UserWarning)
-        return merging.fit_predict(features)
-
-
 def merged_small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
-    """Merge the centres of many small k-means clusters by Ward's rule, each of the same weight.
+    """Merge many small k-means clusters by Ward's rule, each with the square root of its size.
 
-    Where rare classes are dense it spares them: a small cluster counts as much as a large one.
+    By its size, it would be Ward's clustering of the samples, which swallows rare classes. With all
+    alike, outliers would count as much as classes.
     """
     small = max(n_classes, min(SMALL_CLUSTERS * n_classes, len(features) // FEWEST_SAMPLES))
     with warnings.catch_warnings():
         # Fewer than asked for are found where many samples are the same.
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
         parts = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit(features)
-    found, part_of_sample = np.unique(parts.labels_, return_inverse=True)
+    found, part_of_sample, sizes = np.unique(parts.labels_, return_inverse=True, return_counts=True)
+    # Equal points merge first and at no cost, so a point that is there w times has the weight w.
+    copies = np.repeat(np.arange(len(found)), np.round(np.sqrt(sizes)).astype(int))
     merging = AgglomerativeClustering(n_classes, linkage="ward")
-    return merging.fit_predict(parts.cluster_centers_[found])[part_of_sample]
+    merged = merging.fit_predict(parts.cluster_centers_[found[copies]])
+    cluster_of_part = merged[np.searchsorted(copies, np.arange(len(found)))]
+    return cluster_of_part[part_of_sample]

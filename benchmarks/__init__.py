@@ -12,6 +12,7 @@ cases           what is timed, and against whom
 curves          residual against time
 growth          time against the number of samples and of classes
 honesty         who returns a wrong plan without a word
+training_step   what pseudo-labels take of a training step of `networks`
 report          Markdown and JSON; `pictures` draws, `machine` describes what it ran on
 gpu             the Torch backend on a CUDA device, a command of its own; what it measures is in
                 `gpu_cases`, and how in `device`

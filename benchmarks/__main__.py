@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import honesty, machine, pictures, report
+from benchmarks import honesty, machine, pictures, report, training_step
 from benchmarks.cases import CASES
 from benchmarks.curves import curves
 from benchmarks.growth import ACCURACY as GROWTH_ACCURACY
@@ -23,7 +23,7 @@ CURVES, HONESTY = "curves", "honesty"
 
 def arguments():
     """Return the parsed command line."""
-    names = [each.name for each in (*CASES, *GROWTHS)] + [CURVES, HONESTY]
+    names = [each.name for each in (*CASES, *GROWTHS)] + [CURVES, HONESTY, training_step.NAME]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time ssot side by side with other solvers at equal accuracy.",
@@ -93,6 +93,7 @@ def parts(options):
             yield CURVES, "curves", lambda case=case: [run_curve(case, options)]
     for family in COST_FAMILIES:
         yield HONESTY, "honesty", lambda family=family: honesty.survey(family, options.quick)
+    yield training_step.NAME, "steps", lambda: [training_step.measure(options.quick)]
 
 
 def main():
@@ -110,6 +111,7 @@ def main():
         "growth": [],
         "curves": [],
         "honesty": [],
+        "steps": [],
     }
     for name, kind, run in parts(options):
         if name in options.only:

@@ -23,6 +23,7 @@ def markdown(results):
     if results["honesty"]:
         parts.append(_honesty(results["honesty"]))
     parts += map(_growth, results["growth"])
+    parts += map(training_step, results["steps"])
     return "\n\n".join(parts) + "\n"
 
 
@@ -150,4 +151,47 @@ def _growth(growth):
         f"## {growth['title']}\n\nCold P²OT in float32 at rho 0.1 to a residual of "
         f"{growth['accuracy']:g}. Fitted exponent: {growth['exponent']:.2f}.\n\n"
         f"{table(('N x K', *_header(is_semantic=False)[1:]), rows)}"
+    )
+
+
+def training_step(found):
+    """Return the section on what pseudo-labels take of a training step."""
+    networks = found["networks"]
+    rows = [
+        _labelled(point, name, networks) for point in found["points"] for name in point["labels"]
+    ]
+    made_of = "\n".join(
+        f"- {name}, {network['parameters']:,} parameters: {network['layers']}"
+        for name, network in networks.items()
+    )
+    columns = [heading for name in networks for heading in (name, "labels / it")]
+    header = ("progress", "rho", "accuracy", "labels for", "median", "runs", *columns, "ended")
+    return (
+        "## Pseudo-labels in a training step\n\n"
+        f"{found['samples']:,} samples in {found['classes']} classes, 20 neighbours, batches of "
+        f"{found['batch']:,} in two views; at least {found['held']:,} samples solved for. "
+        "Networks: forward pass, loss, backward pass and update, in the same steps; the "
+        "transformer once at each point of the ramp. Medians; accuracy is the heads' in the "
+        "batches.\n\n"
+        f"{made_of}\n\n{table(header, rows)}"
+    )
+
+
+def _labelled(point, name, networks):
+    labels = point["labels"][name]
+    beside = (
+        cell
+        for each in networks
+        for cell in (seconds(point["networks"][each]["median"]), f"{labels['ratios'][each]:.2g}")
+    )
+    ended = ", ".join(f"{count} {status.lower()}" for status, count in labels["statuses"].items())
+    return (
+        point["progress"],
+        f"{point['rho'][0]:.3f} to {point['rho'][1]:.3f}",
+        f"{point['accuracy']:.0%}",
+        name,
+        seconds(labels["median"]),
+        len(labels["seconds"]),
+        *beside,
+        ended,
     )

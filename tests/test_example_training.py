@@ -82,15 +82,14 @@ def test_starts_have_no_empty_cluster_whatever_the_number_of_classes(n_classes):
         assert sorted(set(of_head)) == list(range(n_classes))
 
 
-def test_starts_are_the_same_for_the_same_seed_and_the_first_head_for_all():
+def test_starts_are_the_same_for_the_same_seed_alone():
     data = dataclasses.replace(blobs(), class_names=tuple("abcdefghijkl"))  # blobs are torn
     first, again, other = (start(data, heads=3, seed=seed) for seed in (0, 0, 1))
     for one, two in zip(first.clusters, again.clusters, strict=True):
         np.testing.assert_array_equal(one, two)
     assert (first.graph != again.graph).nnz == 0
-    np.testing.assert_array_equal(first.clusters[0], other.clusters[0])
-    assert not np.array_equal(first.clusters[1], other.clusters[1])
-    assert not np.array_equal(first.clusters[1], first.clusters[2])
+    assert not np.array_equal(first.clusters[0], other.clusters[0])
+    assert not np.array_equal(first.clusters[0], first.clusters[1])
 
 
 def test_samples_may_be_there_many_times_but_not_all_be_the_same():

@@ -18,7 +18,8 @@ from ssot.schedule import semantic_weight as published_semantic_weight
 from ssot.schedule import sigmoid_ramp
 from ssot.solve import OnFailure, solve
 from ssot.subgraph import graph_rows, require_range, restricted, row_count
-from ssot.training.memory import MemoryBank, checked_batch, checked_count
+from ssot.training.checks import checked_batch, checked_count
+from ssot.training.memory import MemoryBank
 from ssot.training.prior import AdaptivePrior
 
 

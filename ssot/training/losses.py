@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssot.training.checks import require_floats, require_logits
+
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     r"""Return the cross-entropy of partial soft labels.
@@ -94,15 +96,8 @@ def _at_least_single(values: Tensor) -> Tensor:
 
 
 def _check(logits: Tensor, targets: Tensor) -> None:
-    for name, value in (("logits", logits), ("targets", targets)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            given = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"{name} must be a tensor of floats, got {given}")
-    if logits.ndim < 2 or 0 in logits.shape:
-        raise ValueError(
-            "logits must have shape (..., B, K) with at least one sample and class, got "
-            f"{tuple(logits.shape)}"
-        )
+    require_floats(targets, "targets")
+    require_logits(logits)
     if targets.shape != logits.shape:
         raise ValueError(
             f"targets must have the shape of logits, {tuple(logits.shape)}, got "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssot.arrays import isolated, place_of
+from ssot.training.checks import checked_batch, checked_count
 
 EMPTY = -1
 """What stands for the id of a slot that holds nothing."""
@@ -200,35 +201,3 @@ class MemoryBank:
         is_latest[order[:-1]] = ordered[1:] != ordered[:-1]
         self._ids[slots] = torch.where(is_latest, ids, EMPTY)
         self._held = slots[is_latest & (ids != EMPTY)]
-
-
-def checked_batch(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return the ids of a batch as int64 on the device of its logits, or say what is wrong."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        given = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"logits must be a tensor of floats, got {given}; pass logits.float()")
-    if logits.ndim < 2 or 0 in logits.shape:
-        raise ValueError(
-            "logits must have shape (..., B, K) with at least one sample and class, got "
-            f"{tuple(logits.shape)}"
-        )
-    ids = torch.as_tensor(ids, device=logits.device)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"ids must hold integers, got {ids.dtype}; pass indices of the data set")
-    if ids.shape != logits.shape[-2:-1]:
-        raise ValueError(
-            f"ids must have shape {tuple(logits.shape[-2:-1])}, one for each sample of the batch, "
-            f"got {tuple(ids.shape)}"
-        )
-    if int(ids.min()) < 0:
-        raise ValueError(f"ids must be 0 or above, got {int(ids.min())}")
-    return ids.long()
-
-
-def checked_count(value: Any, name: str) -> int:
-    """Return an integer of at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value.__index__() < 1:
-        raise ValueError(f"{name} must be 1 or above, got {value}")
-    return int(value.__index__())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssot.arrays import isolated, place_of, to_number
-from ssot.training.memory import checked_count
+from ssot.training.checks import checked_count
 
 
 class AdaptivePrior:

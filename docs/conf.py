@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's ssot, whichever is installed
 
-import ssot  # noqa: E402
+import ssot
 
 project = "ssot"
 author = "The ssot developers"

@@ -196,6 +196,28 @@ def test_the_smallest_cycles_of_the_full_step(name):
     assert abs(deviations(weak, start, steps=200)[0][-1]) < 1e-3
 
 
+@given(seed=SEEDS, strength=st.sampled_from([5.0, 50.0]), rho=st.sampled_from([0.3, 1.0]))
+@PROFILE
+def test_full_steps_end_in_a_fixed_point_or_a_cycle_of_two(seed, strength, rho):
+    """They minimise in turns ``g(P) + g(Q) - 2 semantic_weight <P, W Q>``, which is symmetric."""
+    iteration = random_iteration(seed, strength, rho=rho)
+
+    def of_pair(plan, other):
+        quadratic = [iteration.curve(each) for each in (plan, other)]
+        convex = iteration.objective(plan) + iteration.objective(other) - sum(quadratic)
+        mixed = (plan * (iteration.w @ other)).sum()
+        return convex - 2 * iteration.strength * mixed
+
+    plans = [first_plan(iteration)]
+    for _ in range(30):
+        plans.append(iteration.answer(plans[-1])[0])
+    values = [of_pair(*pair) for pair in zip(plans, plans[1:], strict=False)]
+    falls = -np.diff(values)
+    changes = [((plan - then) ** 2).sum() for plan, then in zip(plans, plans[2:], strict=False)]
+    assert (falls >= iteration.epsilon * len(iteration.w) * np.array(changes) - ROUNDING).all()
+    assert changes[-1] < 1e-4
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_the_solver_descends_where_the_full_step_cycles(name):
     iteration, start, _ = SMALLEST[name]

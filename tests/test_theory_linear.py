@@ -78,6 +78,15 @@ def test_the_plan_of_the_linear_problem_is_unique_and_positive(case, seed):
     assert (cold.plan[~allowed] == 0).all()
 
 
+def test_without_a_strictly_feasible_plan_the_prices_have_no_limit():
+    """Sample 0 fills class 0, so that sample 1 may not join it, though no cost says so."""
+    cost, options = [[0.0, np.inf], [0.3, 0.0]], {"kl_weight": np.inf}
+    solutions = [solve(cost, tol=tol, **options) for tol in (1e-4, 1e-8)]
+    spreads = [np.ptp(solution.prices[:2]) for solution in solutions]
+    assert spreads[1] > spreads[0] + 0.5
+    np.testing.assert_allclose(solutions[1].plan, np.eye(2) / 2, atol=1e-8)
+
+
 # 3. The semi-dual
 
 

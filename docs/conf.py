@@ -24,7 +24,7 @@ extensions = [
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
-default_role = "any"  # `name` in a docstring is a link where the name is documented
+default_role = "py:obj"  # `name` in a docstring is a link where the name is documented
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"  # the docstrings say what types mean
 autodoc_preserve_defaults = True

@@ -50,7 +50,7 @@ class Problem:
         In place of `cost`. ``-inf`` masks a class: its plan is 0.
     rho : float
         Transported mass in (0, 1]: the fraction of the samples that is labelled. In training it
-        is ramped from 0.1 to 1 (`ssot.schedule`). Default 1.
+        is ramped from 0.1 to 1 (`ssot.sigmoid_ramp`). Default 1.
     epsilon : float
         Entropic smoothing, in the unit of the cost; 0.01 to 0.2 for log-probabilities.
         Default 0.1 (published).

@@ -11,7 +11,7 @@ from problems import LINEAR_CASES, PROFILE, SEEDS, distance, dual_value, induced
 from scipy.optimize import linprog, minimize
 from scipy.special import entr, kl_div, logsumexp, softmax, xlogy
 
-from ssot import knn_graph, solve
+from ssot import Status, knn_graph, solve
 
 TIGHT = {"tol": 1e-12, "backend": "numpy", "on_failure": "raise"}
 
@@ -85,6 +85,13 @@ def test_without_a_strictly_feasible_plan_the_prices_have_no_limit():
     spreads = [np.ptp(solution.prices[:2]) for solution in solutions]
     assert spreads[1] > spreads[0] + 0.5
     np.testing.assert_allclose(solutions[1].plan, np.eye(2) / 2, atol=1e-8)
+
+
+def test_hard_sizes_that_no_flow_meets_are_told():
+    """Two of three samples may join class 0 alone, which asks for half of the mass."""
+    cost = [[0.0, np.inf], [0.0, np.inf], [0.0, 0.0]]
+    solution = solve(cost, kl_weight=np.inf, on_failure="return")
+    assert solution.status is Status.MAX_PASSES
 
 
 # 3. The semi-dual

@@ -117,6 +117,14 @@ def test_commands_and_tests_exist(page):
         assert f"def {test}" in text_of(file)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_formula_is_torn(page):
+    """A line that begins like a list item ends the paragraph, and the formula in it."""
+    text = re.sub(r"```.*?```|^\$\$$.*?^\$\$$|`[^`]*`", "", text_of(page), flags=re.S | re.M)
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-+>*]|\d+\.) )", text):
+        assert block.count("$") % 2 == 0, block
+
+
 def test_the_architecture_names_every_module():
     text = text_of("docs/architecture.md") + text_of("docs/architecture.svg")
     for name in MODULES:

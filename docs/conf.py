@@ -30,8 +30,20 @@ autodoc_typehints = "none"  # the docstrings say what types mean
 autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_ivar = True
+napoleon_use_param = False  # one entry for parameters that are described together
 napoleon_use_rtype = False
 
 # Every name of this package that a docstring links must be documented. Words of the types there
 # ("array", "optional") and names of other libraries are no links.
 nitpick_ignore_regex = [("py:.*", r"(?!ssot\b).*")]
+
+
+def keep_first_line(_app, what, *rest):
+    """Keep Napoleon from reading a property's "what it is: what that means" as "type: text"."""
+    if what == "property":
+        lines = rest[-1]
+        lines[:0] = ["..", ""]  # a comment
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", keep_first_line, priority=400)  # before Napoleon

@@ -185,6 +185,19 @@ def test_flat_directions_are_the_constants_of_components_without_a_soft_class(kl
     np.testing.assert_allclose(first_block[0], first_block[1], atol=1e-9)
 
 
+def test_the_solver_copes_with_two_flat_directions():
+    """Two blocks with hard sizes are two balanced problems, whatever the constant between them."""
+    ot = pytest.importorskip("ot", reason="needs POT")
+    cost = np.random.default_rng(0).random((12, 4))
+    cost[:6, 2:] = cost[6:, :2] = np.inf
+    plan = solve(cost, kl_weight=np.inf, **TIGHT).plan
+    for block in (np.s_[:6, :2], np.s_[6:, 2:]):
+        expected = ot.sinkhorn(
+            np.full(6, 1 / 12), np.full(2, 0.25), cost[block], 0.1, stopThr=1e-14
+        )
+        assert distance(plan[block], expected) <= 1e-10
+
+
 # 8. Bias
 
 

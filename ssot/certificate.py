@@ -93,7 +93,7 @@ def is_provably_convex(problem: Problem) -> bool:
     """
     if problem.graph is None or not problem.has_semantics:
         return True
-    strength = 2.0 * problem.semantic_weight * float(problem.sample_weight.max())
+    strength = 2.0 * problem.semantic_weight * problem.totals.largest_weight
     mean, largest = row_sums(problem.graph)
     if strength * mean > problem.epsilon:
         return False

@@ -56,4 +56,4 @@ def start_from(init: Solution | ArrayLike | None, problem: Problem, place: Place
 def _is_forbidden(matrix: Array, problem: Problem) -> bool:
     """Tell whether a plan has mass where the cost is inf, as one of changed memory may have."""
     xp = namespace(matrix)
-    return problem.forbids_pairs and bool(xp.any(xp.isinf(problem.cost) & (matrix > 0)))
+    return problem.totals.forbids_pairs and bool(xp.any(xp.isinf(problem.cost) & (matrix > 0)))

@@ -63,7 +63,7 @@ class NumpyKernel:
         return [getattr(kernel, operation)(*given) for kernel, given in pairs]
 
     def row_pass(
-        self, product: Array | None, prices: Vector, epsilon: float, _system: System
+        self, product: Array | None, prices: Vector, epsilon: float, _system: System | None
     ) -> tuple[RowSums, Coupling]:
         sums = _Sums(len(prices))
         is_dense = len(prices) <= LARGEST_DENSE
@@ -138,9 +138,10 @@ class NumpyKernel:
         weight = self._weight[::every]
         if not weight.any():
             weight = np.ones_like(weight)
+        total = weight.sum()
         sampled = self._bound._replace(
             cost=np.ascontiguousarray(self._cost[::every]),
-            sample_weight=weight / weight.sum(),
+            sample_weight=weight * (self._weight.sum() / total) if total else weight,
             graph=None,
         )
         return type(self)(sampled), None if product is None else np.ascontiguousarray(

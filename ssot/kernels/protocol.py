@@ -87,7 +87,10 @@ class Bound(NamedTuple):
 
 
 class Kernel(Protocol):
-    """The operations on N x K arrays, bound to one problem.
+    """The operations on N x K arrays, bound to one problem or to a part of its rows.
+
+    All that it sums is additive: of a part of the rows, with the weights that they have in the
+    problem, the sums are what that part adds to those of all.
 
     Since the total mass is fixed, subtracting a constant from every cost changes no plan. A kernel
     subtracts its `shift`, so that a large common offset costs no accuracy. Below, `C` is the cost
@@ -107,7 +110,7 @@ class Kernel(Protocol):
     resolution : float
         Relative rounding error of its N x K arrays.
     samples : int
-        N.
+        N, of all ranks.
     shift : float
         The common offset of the problem's costs.
     """
@@ -126,11 +129,12 @@ class Kernel(Protocol):
         ...
 
     def row_pass(
-        self, product: Matrix | None, prices: Vector, epsilon: float, system: System
+        self, product: Matrix | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
         """Return the row sums, and how the K + 1 columns are coupled: ``P^T diag(alpha) P``.
 
-        A backend far from the host may solve the `system` at once, which it will be asked next.
+        A backend far from the host may solve the `system` at once, which it will be asked next;
+        without one, the coupling can be had as a matrix.
         """
         ...
 
@@ -159,7 +163,7 @@ class Kernel(Protocol):
     def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
         """Return the kernel of each `every`-th sample, and their rows of the product.
 
-        Their weights are scaled up to a sum of 1, and are uniform where all are 0.
+        Their weights are scaled up to the sum of all, and are uniform where all of them are 0.
         """
         ...
 

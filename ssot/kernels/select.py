@@ -78,7 +78,7 @@ def _bound(problem: Problem, place: Place) -> Bound:
         sample_weight=to_place(problem.sample_weight, place),
         graph=None if problem.graph is None else graph_in(problem.graph, place),
         semantic_weight=problem.semantic_weight,
-        shift=problem.common_offset,
+        shift=problem.totals.common_offset,
     )
 
 

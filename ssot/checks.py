@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.adjacency import SymmetricGraph, edge_weights
+from ssot.adjacency import SymmetricGraph, largest_weight
 from ssot.arrays import (
     HOST,
     LARGEST,
@@ -195,9 +195,7 @@ def semantic_strength(value: Any, w: SymmetricGraph | None, cost: Array, samples
         )
     if w is None:
         return 0.0
-    weights = edge_weights(w)
-    strongest_edge = float(abs(weights).max()) if len(weights) else 0.0
-    largest = largest_magnitude(cost) / max(1.0, strongest_edge)
+    largest = largest_magnitude(cost) / max(1.0, largest_weight(w))
     if not 0 <= number <= largest:
         raise ValueError(
             f"semantic_weight must be finite, 0 or above, got {number}; above {largest:.0e} "

@@ -29,11 +29,22 @@ LARGEST_DENSE = 128
 LARGEST_TAIL = 1 / 64
 """Probabilities below this are averaged where W is not stored: a row keeps 64 entries at most."""
 
+SAMPLED_ROWS = 1 << 14
+"""Fewest rows that the curvature comes from where it does not come from all."""
+
+SAMPLED_ROWS_PER_COLUMN = 32
+"""Fewest of them for each column."""
+
 CG_ACCURACY = 1e-2
 """Relative residual at which conjugate gradients stop."""
 
 CG_STEPS = 200
 """Most steps of conjugate gradients; after any number the direction is one of ascent."""
+
+
+def sampled_rows(columns: int, effort: float) -> int:
+    """Return from how many rows the curvature should come where it does not come from all."""
+    return int(effort * max(SAMPLED_ROWS, SAMPLED_ROWS_PER_COLUMN * columns))
 
 
 class System(NamedTuple):

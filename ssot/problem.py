@@ -119,9 +119,8 @@ class Problem:
         group: Any = None,
     ) -> None:
         ranks = ranks_of(group)
-        parts: dict[str, Any] = {}
 
-        def check() -> RowFacts:
+        def check() -> tuple[dict[str, Any], RowFacts]:
             place = common_place(
                 cost=cost,
                 logits=logits,
@@ -143,8 +142,7 @@ class Problem:
                     "kl_weight": class_strengths(kl_weight, classes, smoothing),
                     "prior": distribution(prior, classes, "prior"),
                 }
-                parts.update(cost=costs, place=place, ranks=ranks, weight=weight, **settings)
-                return RowFacts(
+                return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
                     shape=(samples, classes),
                     dtype=str(costs.dtype),
                     extent=extent,
@@ -152,11 +150,13 @@ class Problem:
                     settings={**settings, "graph": graph is not None},
                 )
 
-        totals = totals_of(ranks.gather(check))
-        place, costs, weight = parts["place"], parts["cost"], parts.pop("weight")
+        parts, facts = ranks.share(check)
+        totals, weight = totals_of(facts), parts.pop("weight")
+        place, costs = parts["place"], parts["cost"]
         with isolated(place):
-            w = None if graph is None else symmetric_graph(graph, costs)
+            w = None if graph is None else symmetric_graph(graph, costs, ranks)
             parts.update(
+                ranks=ranks,
                 totals=totals,
                 graph=w,
                 semantic_weight=semantic_strength(semantic_weight, w, costs, totals.samples),
@@ -184,9 +184,6 @@ class Problem:
 
     def has_constraints_of(self, other: Problem) -> bool:
         """Whether a plan that is feasible for `other` is feasible here: same masses, same masks."""
-        return all(self.ranks.gather(lambda: self._has_constraints_of(other)))
-
-    def _has_constraints_of(self, other: Problem) -> bool:
         xp = namespace(self.cost)
         is_hard = np.isinf(self.kl_weight)
         return (
@@ -208,15 +205,13 @@ def _reachable(problem: Problem) -> NDArray[np.bool_]:
     if not problem.totals.forbids_pairs:
         return np.ones(problem.cost.shape[1], dtype=bool)
 
-    def find() -> NDArray[np.bool_]:
+    def find() -> tuple[None, NDArray[np.bool_]]:
         xp = namespace(problem.cost)
         has_mass = (problem.sample_weight > 0)[:, None]
-        is_reached: NDArray[np.bool_] = to_place(
-            xp.any(xp.isfinite(problem.cost) & has_mass, axis=0), HOST
-        )
-        return is_reached
+        return None, to_place(xp.any(xp.isfinite(problem.cost) & has_mass, axis=0), HOST)
 
-    reachable: NDArray[np.bool_] = np.logical_or.reduce(problem.ranks.gather(find))
+    _, of_ranks = problem.ranks.share(find)
+    reachable: NDArray[np.bool_] = np.logical_or.reduce(of_ranks)
     return reachable
 
 
@@ -238,14 +233,14 @@ def _require_allowed_mass(problem: Problem) -> None:
     """Refuse to label more than the mass of the samples that may join some class."""
     is_open = to_place(problem.reachable & (problem.prior > 0), problem.place)
 
-    def find() -> tuple[float, list[int]]:
+    def find() -> tuple[None, tuple[float, list[int]]]:
         xp = namespace(problem.cost)
         has_mass = problem.sample_weight > 0
         forbidden = xp.all(xp.isinf(problem.cost) | ~is_open, axis=1) & has_mass
         mass = float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
-        return mass, xp.nonzero(forbidden)[0].tolist()
+        return None, (mass, xp.nonzero(forbidden)[0].tolist())
 
-    found = problem.ranks.gather(find)
+    _, found = problem.ranks.share(find)
     available = 1.0 - math.fsum(mass for mass, _ in found)
     concerned = [(rank, rows) for rank, (_, rows) in enumerate(found) if rows]
     if concerned and (problem.rho == 1 or available < problem.rho):

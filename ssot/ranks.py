@@ -7,7 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 from ssot.arrays import Vector
 
-Found = TypeVar("Found")
+Own = TypeVar("Own")
+Told = TypeVar("Told")
 
 
 class Ranks(Protocol):
@@ -24,8 +25,11 @@ class Ranks(Protocol):
 
     size: int
 
-    def gather(self, find: Callable[[], Found]) -> list[Found]:
-        """Return what every rank finds, in their order; where one raises, all do."""
+    def share(self, find: Callable[[], tuple[Own, Told]]) -> tuple[Own, list[Told]]:
+        """Return what this rank finds for itself, and what all tell, in their order.
+
+        Where one raises, all do. What they tell is sent as bytes: let it be small.
+        """
         ...
 
     def sum(self, numbers: Vector, agreed: bytes = b"") -> Vector:
@@ -41,9 +45,10 @@ class Alone:
 
     size = 1
 
-    def gather(self, find: Callable[[], Found]) -> list[Found]:
+    def share(self, find: Callable[[], tuple[Own, Told]]) -> tuple[Own, list[Told]]:
         """Return what there is to find."""
-        return [find()]
+        own, told = find()
+        return own, [told]
 
     def sum(self, numbers: Vector, agreed: bytes = b"") -> Vector:
         """Return the numbers."""
@@ -59,4 +64,5 @@ def ranks_of(group: Any) -> Ranks:
         return ALONE
     from ssot.distributed import GroupRanks
 
-    return GroupRanks(group)
+    ranks = GroupRanks(group)
+    return ranks if ranks.size > 1 else ALONE

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ssot.arrays import HOST, Vector, to_place
-from ssot.ranks import Found
+from ssot.ranks import Own, Told
 
 
 class GroupRanks:
@@ -27,6 +28,8 @@ class GroupRanks:
         How many there are, and which one this is.
     device : torch.device
         Where the backend exchanges tensors.
+    exchanges, payload : int
+        How often the ranks have exchanged numbers, and how many bytes this one has handed over.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -41,26 +44,22 @@ class GroupRanks:
         if self.rank < 0:
             raise ValueError("group must contain the calling process; do not solve on this rank")
         is_nccl = dist.get_backend(group) == "nccl"
+        self.exchanges = self.payload = 0
         self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else _CPU
 
-    def gather(self, find: Callable[[], Found]) -> list[Found]:
-        """Return what every rank finds, in their order; where one raises, all do."""
-        failure: Exception | None = None
-        found = None
-        try:
-            found = find()
-        except Exception as error:
-            failure = error
+    def share(self, find: Callable[[], tuple[Own, Told]]) -> tuple[Own, list[Told]]:
+        """Return what this rank finds for itself, and what all tell; where one raises, all do."""
         answers: list[Any] = [None] * self.size
-        own = (found, None if failure is None else (_kind(failure), str(failure)))
-        dist.all_gather_object(answers, own, self.group)
-        if failure is not None:
-            raise failure
-        for rank, (_, reason) in enumerate(answers):
-            if reason is not None:
-                kind, message = reason
-                raise kind(f"on rank {rank}: {message}")
-        return [answer for answer, _ in answers]
+        try:
+            own, told = find()
+        except Exception as error:
+            dist.all_gather_object(answers, _Failure(_kind(error), str(error)), self.group)
+            raise
+        dist.all_gather_object(answers, told, self.group)
+        for rank, answer in enumerate(answers):
+            if isinstance(answer, _Failure):
+                raise answer.kind(f"on rank {rank}: {answer.message}")
+        return own, answers
 
     def sum(self, numbers: Vector, agreed: bytes = b"") -> Vector:
         """Return the sum of the ranks' numbers, the same to the last bit on all of them."""
@@ -77,10 +76,41 @@ class GroupRanks:
     def sum_tensor(self, tensor: Tensor) -> Tensor:
         """Return the sum of the ranks' tensors, in place, on the device of the group."""
         dist.all_reduce(tensor, group=self.group)
+        self._count(tensor)
         return tensor
+
+    def exchange(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Send each rank its part, a vector, and return what all have sent to this one."""
+        lengths = torch.tensor([len(part) for part in parts], device=self.device)
+        heights = torch.empty_like(lengths)
+        ones = [1] * self.size
+        self.swap(lengths, ones, heights, ones)
+        counts = heights.tolist()
+        sent = torch.from_numpy(np.concatenate(parts)).to(self.device)
+        received = sent.new_empty(sum(counts))
+        self.swap(sent, lengths.tolist(), received, counts)
+        return np.split(to_place(received, HOST), np.cumsum(counts)[:-1])
+
+    def swap(
+        self, sent: Tensor, counts: list[int], received: Tensor, their_counts: list[int]
+    ) -> None:
+        """Send each rank so many rows of a tensor, and fill another with what all have sent."""
+        dist.all_to_all_single(received, sent, their_counts, counts, group=self.group)
+        self._count(sent[: len(sent) - counts[self.rank]])
+
+    def _count(self, tensor: Tensor) -> None:
+        self.exchanges += 1
+        self.payload += tensor.nbytes
 
 
 _CPU = torch.device("cpu")
+
+
+class _Failure(NamedTuple):
+    """Why a rank cannot tell what it was asked."""
+
+    kind: type[Exception]
+    message: str
 
 
 def _kind(error: Exception) -> type[Exception]:

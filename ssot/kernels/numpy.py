@@ -115,13 +115,13 @@ class NumpyKernel:
 
     def graph_product(self, matrix: Array, out: Array | None) -> Array:
         product = np.empty_like(matrix) if out is None else out
-        for rows in _row_blocks(matrix):
+        for rows in _row_blocks(product):
             product[rows] = self._product_rows(matrix, rows)
         return product
 
     def replace_product(self, product: Array, old: Array, new: Array) -> float:
         change = 0.0
-        for rows in _row_blocks(new):
+        for rows in _row_blocks(product):
             changed = self._product_rows(new, rows)
             change += _inner(new[rows] - old[rows], changed - product[rows])
             product[rows] = changed
@@ -258,9 +258,12 @@ def _inner(first: Array, second: Array) -> float:
 
 
 def _block_height(array: Array) -> int:
-    return max(SMALLEST_BLOCK_HEIGHT, BLOCK_ENTRIES * len(array) // array.size)
+    classes: int = array.shape[1]
+    return max(SMALLEST_BLOCK_HEIGHT, BLOCK_ENTRIES // classes)
 
 
 def _row_blocks(array: Array) -> Iterator[slice]:
-    height = _block_height(array)
-    return (slice(start, start + height) for start in range(0, len(array), height))
+    """Yield blocks of rows that stay in cache: a single empty one of no rows."""
+    samples, height = len(array), _block_height(array)
+    starts = range(0, max(samples, 1), height)
+    return (slice(start, min(start + height, samples)) for start in starts)

@@ -149,7 +149,11 @@ class Kernel(Protocol):
         ...
 
     def graph_product(self, matrix: Matrix, out: Matrix | None) -> Matrix:
-        """Return ``W matrix``, in `out` if given."""
+        """Return ``W matrix``, in `out` if given.
+
+        Where W has more columns than rows, `matrix` has rows for all of them, and `out` is given;
+        so below for `new`.
+        """
         ...
 
     def replace_product(self, product: Matrix, old: Matrix, new: Matrix) -> float:

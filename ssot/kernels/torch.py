@@ -26,6 +26,7 @@ from ssot.curvature import (
     SolvedCoupling,
     SparseCoupling,
     System,
+    sampled_rows,
 )
 from ssot.kernels.directions import newton_directions
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
@@ -40,12 +41,6 @@ from ssot.kernels.torch_rows import (
     sampled,
     to_device,
 )
-
-CURVATURE_ROWS = 1 << 14
-"""Rows from which the curvature is formed on a device, at least."""
-
-CURVATURE_ROWS_PER_COLUMN = 32
-"""Rows for each column from which it is formed there, at least."""
 
 SMALLEST = float(torch.finfo(torch.float64).tiny)
 """In place of a 0 whose logarithm is multiplied by 0."""
@@ -85,7 +80,7 @@ class TorchKernel:
 
     def graph_product(self, matrix: Tensor, out: Tensor | None) -> Tensor:
         product = torch.empty_like(matrix) if out is None else out
-        for rows in row_blocks(matrix):
+        for rows in row_blocks(product):
             product[rows] = self._product_rows(matrix, rows)
         return product
 
@@ -112,7 +107,7 @@ class TorchKernel:
     def change_product(self, product: Tensor, old: Tensor, new: Tensor) -> Tensor:
         """Turn ``W old`` into ``W new`` in place, and return ``<new - old, W (new - old)>``."""
         change = new.new_zeros((), dtype=torch.float64)
-        for rows in row_blocks(new):
+        for rows in row_blocks(product):
             changed = self._product_rows(new, rows)
             difference = new[rows].double() - old[rows]
             change += difference.mul_(changed.double() - product[rows]).sum()
@@ -220,10 +215,9 @@ def _passes_far_from_the_host(
     The curvature comes from a sample of the rows, which leaves the gradient exact.
     """
     columns = batch.classes + 1
-    fewest = max(CURVATURE_ROWS, CURVATURE_ROWS_PER_COLUMN * columns)
     known = [system for system in systems if system is not None]
     effort = max((system.effort for system in known), default=1.0)
-    every = max(1, int(batch.samples / (fewest * effort)))
+    every = max(1, batch.samples // sampled_rows(columns, effort))
     sample = batch.sample(every)
     plans = [_new_plan(bound) for bound in sample.bounds]
     sums = _sums(sample, plans)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ssot.adjacency import Edges, GraphLike, SymmetricGraph, graph_in
+from ssot.adjacency import Edges, GraphLike, GraphRows, graph_in
 from ssot.arrays import HOST, isolated, place_of, to_numpy
 from ssot.batch import SolutionBatch
 from ssot.schedule import semantic_weight as published_semantic_weight
@@ -275,7 +275,7 @@ class PseudoLabeler:
             self.prior.update(masses.reshape(leading[0] if leading else 1, -1, masses.shape[1]))
 
 
-def _prepared(graph: GraphLike) -> SymmetricGraph:
+def _prepared(graph: GraphLike) -> GraphRows:
     """Return the rows of a graph; in CPU memory as a SciPy array, which is restricted faster."""
     rows = graph_rows(graph)
     is_on_device = isinstance(rows, Edges) and rows.starts.device.type != "cpu"

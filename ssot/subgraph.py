@@ -97,6 +97,13 @@ def restricted(rows: GraphRows, samples: ArrayLike) -> Any:
         return own[:, chosen]
 
 
+def between(rows: sparse.csr_array, sources: Array, targets: Array) -> sparse.csr_array:
+    """Return the edges from some samples to others, any of which may be there several times."""
+    for samples in (sources, targets):
+        require_range(samples, row_count(rows), "samples")
+    return rows[sources][:, targets]
+
+
 def _neighbour_rows(graph: tuple[Any, ...]) -> GraphRows:
     indices, weights = (checked_array(part, f"graph[{i}]") for i, part in enumerate(graph))
     if indices.ndim != 2 or weights.shape != indices.shape:

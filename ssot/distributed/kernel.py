@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
+import torch
+from scipy.linalg import LinAlgError
 
 from ssot.adjacency import Shard
-from ssot.arrays import Vector, namespace
-from ssot.curvature import Coupling, DenseCoupling, System, sampled_rows
+from ssot.arrays import HOST, Vector, namespace, to_place
+from ssot.curvature import Coupling, DenseCoupling, Indices, System, sampled_rows
+from ssot.distributed.ranks import GroupRanks
 from ssot.kernels.protocol import (
     Kernel,
     Matrix,
@@ -27,15 +32,15 @@ class ShardedKernel:
     problems takes one exchange.
     """
 
-    def __init__(self, own: Kernel, problem: Problem) -> None:
+    def __init__(self, own: Kernel, problem: Problem, samples: int) -> None:
         self.name = own.name
         self.place = own.place
         self.resolution = own.resolution
-        self.samples = problem.totals.samples
+        self.samples = samples
         self.shift = own.shift
         self._own = own
         self._problem = problem
-        self._ranks = problem.ranks
+        self.ranks = cast(GroupRanks, problem.ranks)
 
     @classmethod
     def together(
@@ -47,9 +52,9 @@ class ShardedKernel:
         found = own[0].together(operation, own, [how.own_arguments(*pair) for pair in pairs])
         sums = [how.numbers(answer, *pair) for answer, pair in zip(found, pairs, strict=True)]
         agreed = b"".join([operation.encode(), *map(how.agreed, arguments)])
-        total = kernels[0]._ranks.sum(np.concatenate(sums), agreed)
+        total = kernels[0].ranks.sum(np.concatenate(sums), agreed)
         parts = np.split(total, np.cumsum([len(part) for part in sums])[:-1])
-        return [how.answer(*pair) for pair in zip(parts, found, strict=True)]
+        return [how.answer(*given) for given in zip(parts, found, kernels, strict=True)]
 
     def row_pass(
         self, product: Matrix | None, prices: Vector, epsilon: float, system: System | None
@@ -91,15 +96,13 @@ class ShardedKernel:
     def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
         """See `Kernel`; of each rank's rows."""
         own, its_product = self._own.sample(product, every)
-        sampled = type(self)(own, self._problem)
-        sampled.samples //= every
-        return sampled, its_product
+        return type(self)(own, self._problem, self.samples // every), its_product
 
     def typical_spread(self, product: Matrix | None) -> float:
         """See `Kernel`; the mean over the ranks, as their rows count."""
         rows = self._own.samples
         spread = self._own.typical_spread(product) if rows else 0.0
-        total, samples = self._ranks.sum(rows * np.array([spread, 1.0]))
+        total, samples = self.ranks.sum(rows * np.array([spread, 1.0]))
         return float(total / samples)
 
     def with_neighbours(self, matrix: Matrix) -> Matrix:
@@ -112,6 +115,27 @@ class ShardedKernel:
         """Return from how many of this rank's rows the curvature comes, where it is dear."""
         effort = 1.0 if system is None else system.effort
         return max(1, int(sampled_rows(columns, effort) * self._own.samples / self.samples))
+
+
+@dataclass(frozen=True, eq=False)
+class SharedCoupling(DenseCoupling):
+    """W, of which all ranks take the first one's solution: on others it may round otherwise."""
+
+    ranks: GroupRanks
+
+    def solve(
+        self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
+    ) -> Vector:
+        """Return the direction, or raise, as the first rank does."""
+        direction = np.full(len(free), np.nan)
+        if self.ranks.rank == 0:
+            with contextlib.suppress(LinAlgError):
+                direction = super().solve(free, diagonal, gradient, epsilon, longest)
+        shared = self.ranks.from_first(torch.from_numpy(direction).to(self.ranks.device))
+        found: Vector = to_place(shared, HOST)
+        if np.isnan(found).any():
+            raise LinAlgError("the curvature is singular")
+        return found
 
 
 class _Operation(Protocol):
@@ -129,7 +153,7 @@ class _Operation(Protocol):
         """Return what of the arguments must be the same on all ranks."""
         ...
 
-    def answer(self, total: Vector, own: Any) -> Any:
+    def answer(self, total: Vector, own: Any, kernel: ShardedKernel) -> Any:
         """Return the answer for all rows."""
         ...
 
@@ -158,19 +182,19 @@ class _RowPass(_AtPrices):
         matrix = coupling.matrix(kernel.rows_for_curvature(columns, arguments[3]))
         return np.concatenate([matrix[np.triu_indices(columns)], _of_rows(sums)])
 
-    def answer(self, total: Vector, own: Any) -> tuple[RowSums, Coupling]:
+    def answer(self, total: Vector, own: Any, kernel: ShardedKernel) -> tuple[RowSums, Coupling]:
         columns = len(own[0].column_mass)
         overlap = np.zeros((columns, columns))
         overlap[np.triu_indices(columns)] = total[: -columns - 1]
         overlap += np.triu(overlap, 1).T
-        return _row_sums(total[-columns - 1 :]), DenseCoupling(overlap)
+        return _row_sums(total[-columns - 1 :]), SharedCoupling(overlap, kernel.ranks)
 
 
 class _Plan(_AtPrices):
     def numbers(self, answer: Any, kernel: ShardedKernel, arguments: Any) -> Vector:
         return _of_rows(answer[1])
 
-    def answer(self, total: Vector, own: Any) -> tuple[Plan, RowSums]:
+    def answer(self, total: Vector, own: Any, kernel: ShardedKernel) -> tuple[Plan, RowSums]:
         return own[0], _row_sums(total)
 
 
@@ -178,7 +202,7 @@ class _Measure(_OwnArguments):
     def numbers(self, answer: Any, kernel: ShardedKernel, arguments: Any) -> Vector:
         return np.append(answer.column_mass, answer[1:])
 
-    def answer(self, total: Vector, own: Any) -> PlanSums:
+    def answer(self, total: Vector, own: Any, kernel: ShardedKernel) -> PlanSums:
         columns = len(own.column_mass)
         return PlanSums(total[:columns], *total[columns:].tolist())
 
@@ -191,7 +215,7 @@ class _ReplaceProduct(_OwnArguments):
     def numbers(self, answer: Any, kernel: ShardedKernel, arguments: Any) -> Vector:
         return np.array([answer])
 
-    def answer(self, total: Vector, own: Any) -> float:
+    def answer(self, total: Vector, own: Any, kernel: ShardedKernel) -> float:
         return float(total[0])
 
 

@@ -74,8 +74,14 @@ class GroupRanks:
         return summed[:-1]
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the ranks' tensors, in place, on the device of the group."""
+        """Add up the ranks' tensors, in place, on the device of the group."""
         dist.all_reduce(tensor, group=self.group)
+        self._count(tensor)
+        return tensor
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor on the device of the group by that of the first rank."""
+        dist.broadcast(tensor, dist.get_global_rank(self.group, 0), self.group)
         self._count(tensor)
         return tensor
 

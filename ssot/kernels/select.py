@@ -42,7 +42,7 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     from ssot.distributed import ShardedKernel
 
     own, _ = problem.ranks.share(lambda: (_own_kernel(problem, backend), None))
-    return ShardedKernel(own, problem)
+    return ShardedKernel(own, problem, problem.totals.samples)
 
 
 def _own_kernel(problem: Problem, backend: str) -> Kernel:

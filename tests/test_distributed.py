@@ -107,6 +107,12 @@ def test_every_form_of_the_graph(found):
         assert_same([rank["forms"][form] for rank in found], expected, 1e-8)
 
 
+@pytest.mark.parametrize("name", ["graph, torch", "many classes, torch", "linear_1"])
+def test_directions_found_far_from_the_host(found, name):
+    answers = [rank["far"][name] for rank in found]
+    assert_same(answers, whole(name, backend="torch"), CASES[name].value_tol)
+
+
 def test_batches(found):
     for index, scale in enumerate((1.0, 0.5, 2.0)):
         answers = [rank["batch"][index] for rank in found]

@@ -38,7 +38,8 @@ class ShardedKernel:
         self.resolution = own.resolution
         self.samples = samples
         self.shift = own.shift
-        self._own = own
+        self.adds_up = True
+        self.own = own
         self._problem = problem
         self.ranks = cast(GroupRanks, problem.ranks)
 
@@ -48,7 +49,7 @@ class ShardedKernel:
     ) -> Sequence[Any]:
         """Work on this rank's rows of all problems, and add up their sums in one exchange."""
         how, pairs = _OPERATIONS[operation], list(zip(kernels, arguments, strict=True))
-        own = [kernel._own for kernel in kernels]
+        own = [kernel.own for kernel in kernels]
         found = own[0].together(operation, own, [how.own_arguments(*pair) for pair in pairs])
         sums = [how.numbers(answer, *pair) for answer, pair in zip(found, pairs, strict=True)]
         agreed = b"".join([operation.encode(), *map(how.agreed, arguments)])
@@ -87,21 +88,21 @@ class ShardedKernel:
     def graph_product(self, matrix: Matrix, out: Matrix | None) -> Matrix:
         """See `Kernel`."""
         product = namespace(matrix).empty_like(matrix) if out is None else out
-        return self._own.graph_product(self.with_neighbours(matrix), product)
+        return self.own.graph_product(self.with_neighbours(matrix), product)
 
     def interpolate(self, old: Plan, new: Plan, step: float) -> None:
         """See `Kernel`."""
-        self._own.interpolate(old, new, step)
+        self.own.interpolate(old, new, step)
 
     def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
         """See `Kernel`; of each rank's rows."""
-        own, its_product = self._own.sample(product, every)
+        own, its_product = self.own.sample(product, every)
         return type(self)(own, self._problem, self.samples // every), its_product
 
     def typical_spread(self, product: Matrix | None) -> float:
         """See `Kernel`; the mean over the ranks, as their rows count."""
-        rows = self._own.samples
-        spread = self._own.typical_spread(product) if rows else 0.0
+        rows = self.own.samples
+        spread = self.own.typical_spread(product) if rows else 0.0
         total, samples = self.ranks.sum(rows * np.array([spread, 1.0]))
         return float(total / samples)
 
@@ -114,7 +115,7 @@ class ShardedKernel:
     def rows_for_curvature(self, columns: int, system: System | None) -> int:
         """Return from how many of this rank's rows the curvature comes, where it is dear."""
         effort = 1.0 if system is None else system.effort
-        return max(1, int(sampled_rows(columns, effort) * self._own.samples / self.samples))
+        return max(1, int(sampled_rows(columns, effort) * self.own.samples / self.samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,15 +175,21 @@ class _AtPrices(_OwnArguments):
 
 class _RowPass(_AtPrices):
     def own_arguments(self, kernel: ShardedKernel, arguments: Any) -> tuple[Any, ...]:
-        return (*arguments[:3], None)
+        return tuple(arguments) if kernel.own.adds_up else (*arguments[:3], None)
 
     def numbers(self, answer: Any, kernel: ShardedKernel, arguments: Any) -> Vector:
+        if kernel.own.adds_up:
+            return np.zeros(0)
         sums, coupling = answer
         columns = len(sums.column_mass)
         matrix = coupling.matrix(kernel.rows_for_curvature(columns, arguments[3]))
         return np.concatenate([matrix[np.triu_indices(columns)], _of_rows(sums)])
 
     def answer(self, total: Vector, own: Any, kernel: ShardedKernel) -> tuple[RowSums, Coupling]:
+        if kernel.own.adds_up:
+            sums, coupling = own
+            is_dense = isinstance(coupling, DenseCoupling)
+            return sums, SharedCoupling(coupling.overlap, kernel.ranks) if is_dense else coupling
         columns = len(own[0].column_mass)
         overlap = np.zeros((columns, columns))
         overlap[np.triu_indices(columns)] = total[: -columns - 1]

@@ -38,6 +38,7 @@ class NumpyKernel:
 
     name = "numpy"
     place = HOST
+    adds_up = False
 
     def __init__(self, bound: Bound) -> None:
         self.resolution = float(np.finfo(bound.cost.dtype).eps)

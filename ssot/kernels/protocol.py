@@ -10,6 +10,7 @@ import numpy as np
 from ssot.adjacency import SymmetricGraph
 from ssot.arrays import Array, Place, Vector
 from ssot.curvature import Coupling, System
+from ssot.ranks import ALONE, Ranks
 
 Matrix: TypeAlias = Array
 """An array of the backend's own library: N x K for costs and plans, N for slacks."""
@@ -77,13 +78,14 @@ class PlanSums(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """What a kernel is bound to: the problem's arrays, and the offset that all costs share."""
+    """What a kernel is bound to: the problem's arrays, the offset of all costs, and the ranks."""
 
     cost: Matrix
     sample_weight: Array
     graph: SymmetricGraph | None
     semantic_weight: float
     shift: float
+    ranks: Ranks = ALONE
 
 
 class Kernel(Protocol):
@@ -113,6 +115,8 @@ class Kernel(Protocol):
         N, of all ranks.
     shift : float
         The common offset of the problem's costs.
+    adds_up : bool
+        Whether a row pass with a `System` returns the sums of all ranks, not of its own rows.
     """
 
     name: str
@@ -120,6 +124,7 @@ class Kernel(Protocol):
     resolution: float
     samples: int
     shift: float
+    adds_up: bool
 
     @classmethod
     def together(

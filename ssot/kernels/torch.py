@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from ssot.kernels.torch_rows import (
     to_device,
 )
 
+if TYPE_CHECKING:
+    from ssot.distributed import GroupRanks
+
 SMALLEST = float(torch.finfo(torch.float64).tiny)
 """In place of a 0 whose logarithm is multiplied by 0."""
 
@@ -57,6 +60,7 @@ class TorchKernel:
         self.samples = len(bound.cost)
         self.shift = bound.shift
         self.bound = bound
+        self.adds_up = bound.ranks.size > 1 and _is_far(self)
 
     @classmethod
     def together(
@@ -224,12 +228,20 @@ def _passes_far_from_the_host(
     if every > 1:
         sums = _sums(batch, None)
     overlap = _overlap(sample, plans, batch)
+    ranks = batch.bounds[0].ranks
+    if known and ranks.size > 1:
+        together = torch.cat([sums, overlap.flatten(1)], dim=1)
+        cast("GroupRanks", ranks).sum_tensor(together)
+        sums, overlap = together[:, : columns + 1], together[:, columns + 1 :].view_as(overlap)
     if columns <= LARGEST_DENSE or not known:
         found = _to_host(torch.cat([sums, overlap.flatten(1)], dim=1))
         matrices = found[:, columns + 1 :].reshape(overlap.shape)
         couplings: list[Coupling] = [DenseCoupling(matrix) for matrix in matrices]
     else:
-        found = _to_host(torch.cat([sums, _directions(batch, sums, overlap, known)], dim=1))
+        directions = _directions(batch, sums, overlap, known)
+        if ranks.size > 1:
+            cast("GroupRanks", ranks).from_first(directions)
+        found = _to_host(torch.cat([sums, directions], dim=1))
         couplings = [SolvedCoupling(direction) for direction in found[:, columns + 1 :]]
     row_sums = [_row_sums(numbers) for numbers in found[:, : columns + 1]]
     return list(zip(row_sums, couplings, strict=True))

@@ -45,8 +45,8 @@ def told(solution):
         "objective": solution.objective,
         "status": solution.status.name,
         "certificate": certificate,
-        "exchanges": getattr(ranks, "exchanges", 0),
-        "payload": getattr(ranks, "payload", 0),
+        "exchanges": dict(getattr(ranks, "exchanges", {})),
+        "payload": dict(getattr(ranks, "payload", {})),
     }
 
 

@@ -3,9 +3,11 @@
 import math
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -189,10 +191,35 @@ def test_what_a_linear_solve_sends(found, name):
     passes = answer["certificate"].row_passes - 1  # the last one writes the plan
     numbers = passes * (columns * (columns + 1) // 2 + sums + mark)
     numbers += sums + mark + measures + mark + spread + mark
-    directions = answer["exchanges"] - passes - 3
+    assert answer["exchanges"]["all_reduce"] == passes + 3
+    assert answer["payload"]["all_reduce"] == 8 * numbers
     free = np.isfinite(answer["prices"]).sum() - np.isinf(CASES[name].options["kl_weight"])
+    directions = answer["exchanges"]["broadcast"]
     assert directions >= passes - 1
-    assert answer["payload"] == 8 * (numbers + directions * free)
+    assert answer["payload"]["broadcast"] == 8 * directions * free
+
+
+def test_what_a_solve_with_a_graph_sends(found):
+    """A step fetches the rows of the neighbours on other ranks once, a shortened one twice."""
+    if len(found) == 1:
+        return
+    case = CASES["graph, numpy"]
+    w = (case.graph + case.graph.T).tocsr()
+    bounds, classes = case.bounds(len(found)), case.cost.shape[1]
+    needed = 0
+    for first, last in pairwise(bounds):
+        near = np.unique(w[first:last].indices)
+        needed += ((near < first) | (near >= last)).sum()
+    answers = [rank["cases"]["graph, numpy"] for rank in found]
+    # Four times the graph itself is exchanged: ends, starts and weights of edges, and requests.
+    fetches = answers[0]["exchanges"]["all_to_all"] - 2 * 4
+    steps = answers[0]["certificate"].outer_steps
+    assert steps <= fetches <= 2 * steps + 2
+    edges = sum(case.graph[i:j].nnz - case.graph[i:j, i:j].nnz for i, j in pairwise(bounds))
+    lengths = 4 * len(found) * (len(found) - 1)
+    setup = 3 * edges + needed + lengths
+    sent = sum(answer["payload"]["all_to_all"] for answer in answers)
+    assert sent == 8 * (fetches * needed * classes + setup)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +292,15 @@ def assert_raised_in_time(folder, ranks, timeout):
     assert len(reports) == ranks
     for report in reports:
         assert float(report.split()[0]) < timeout + 5, report
+
+
+def test_the_example_trains_on_two_processes():
+    pytest.importorskip("sklearn", reason="the example clusters scikit-learn's digits")
+    process = start(2, "../examples/distributed/data_parallel.py")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "CONVERGED" in output
+    assert float(re.search(r"NMI ([\d.]+)", output).group(1)) > 0.6
 
 
 def test_gradients_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,8 +29,9 @@ class GroupRanks:
         How many there are, and which one this is.
     device : torch.device
         Where the backend exchanges tensors.
-    exchanges, payload : int
-        How often the ranks have exchanged numbers, and how many bytes this one has handed over.
+    exchanges, payload : Counter of str
+        By the kind of exchange, how often the ranks have exchanged numbers, and how many bytes this
+        one has handed over: what is added up, what the first rank tells, and rows for others.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -44,7 +46,8 @@ class GroupRanks:
         if self.rank < 0:
             raise ValueError("group must contain the calling process; do not solve on this rank")
         is_nccl = dist.get_backend(group) == "nccl"
-        self.exchanges = self.payload = 0
+        self.exchanges: Counter[str] = Counter()
+        self.payload: Counter[str] = Counter()
         self.device = torch.device("cuda", torch.cuda.current_device()) if is_nccl else _CPU
 
     def share(self, find: Callable[[], tuple[Own, Told]]) -> tuple[Own, list[Told]]:
@@ -76,13 +79,13 @@ class GroupRanks:
     def sum_tensor(self, tensor: Tensor) -> Tensor:
         """Add up the ranks' tensors, in place, on the device of the group."""
         dist.all_reduce(tensor, group=self.group)
-        self._count(tensor)
+        self._count("all_reduce", tensor)
         return tensor
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """Replace a tensor on the device of the group by that of the first rank."""
         dist.broadcast(tensor, dist.get_global_rank(self.group, 0), self.group)
-        self._count(tensor)
+        self._count("broadcast", tensor)
         return tensor
 
     def exchange(self, parts: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -102,11 +105,11 @@ class GroupRanks:
     ) -> None:
         """Send each rank so many rows of a tensor, and fill another with what all have sent."""
         dist.all_to_all_single(received, sent, their_counts, counts, group=self.group)
-        self._count(sent[: len(sent) - counts[self.rank]])
+        self._count("all_to_all", sent[counts[self.rank] :])
 
-    def _count(self, tensor: Tensor) -> None:
-        self.exchanges += 1
-        self.payload += tensor.nbytes
+    def _count(self, kind: str, handed_over: Tensor) -> None:
+        self.exchanges[kind] += 1
+        self.payload[kind] += handed_over.nbytes
 
 
 _CPU = torch.device("cpu")

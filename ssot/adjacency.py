@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from ssot.arrays import (
     to_numpy,
     to_place,
 )
+from ssot.ranks import Ranks
 
 GraphLike: TypeAlias = Any
 """A sparse or dense N x N array or tensor, or a pair (neighbour indices, weights)."""
@@ -65,8 +67,33 @@ class Edges(NamedTuple):
             )
 
 
-SymmetricGraph: TypeAlias = sparse.csr_array | Edges
-"""``W = (S + S^T) / 2`` where the cost lives: a SciPy array for NumPy's, edges for tensors."""
+class Shard(NamedTuple):
+    """The rows of W that one of several ranks holds.
+
+    Attributes
+    ----------
+    rows : (n, n + m) csr_array
+        W between this rank's n samples and, in the last columns, the m of other ranks that they
+        have for neighbours.
+    fetch : callable
+        Returns the rows of those m samples, (m, K), given those of this rank's n, (n, K).
+    row_sums : tuple of float
+        `row_sums` of the whole graph.
+    largest_weight : float
+        Magnitude of the strongest edge of the whole graph.
+    """
+
+    rows: sparse.csr_array
+    fetch: Callable[[Array], Array]
+    row_sums: tuple[float, float]
+    largest_weight: float
+
+
+GraphRows: TypeAlias = sparse.csr_array | Edges
+"""A graph where the cost lives: a SciPy array for NumPy's, edges for tensors."""
+
+SymmetricGraph: TypeAlias = GraphRows | Shard
+"""``W = (S + S^T) / 2``, whole or spread over several ranks."""
 
 
 class Prepared(NamedTuple):
@@ -75,10 +102,14 @@ class Prepared(NamedTuple):
     w: SymmetricGraph
 
 
-def symmetric_graph(graph: GraphLike, cost: Array) -> SymmetricGraph:
+def symmetric_graph(graph: GraphLike, cost: Array, ranks: Ranks) -> SymmetricGraph:
     """Return ``W = (S + S^T) / 2`` in the place and dtype of the cost, from any accepted form."""
     if isinstance(graph, Prepared):
         return graph.w
+    if ranks.size > 1:
+        from ssot.distributed import GroupRanks, shard_of
+
+        return shard_of(graph, cost, cast(GroupRanks, ranks))
     place = place_of(cost)
     if place_of(graph[0] if isinstance(graph, tuple) and graph else graph).library == "torch":
         return _symmetric_edges(graph, cost)
@@ -88,18 +119,25 @@ def symmetric_graph(graph: GraphLike, cost: Array) -> SymmetricGraph:
 
 def graph_in(w: SymmetricGraph, place: Place) -> Any:
     """Return a graph in another place: a SciPy array on the host, else edges; sharing memory."""
+    if isinstance(w, Shard):
+        w = w.rows
     if place == HOST:
         return w.to_scipy() if isinstance(w, Edges) else w
     return w if isinstance(w, Edges) else Edges.of(w, place)
 
 
-def edge_weights(w: SymmetricGraph) -> Array:
-    """Return the stored entries of a graph."""
-    return w.weights if isinstance(w, Edges) else w.data
+def largest_weight(w: SymmetricGraph) -> float:
+    """Return the magnitude of the strongest edge of a graph, 0 without edges."""
+    if isinstance(w, Shard):
+        return w.largest_weight
+    weights = w.weights if isinstance(w, Edges) else w.data
+    return float(abs(weights).max()) if len(weights) else 0.0
 
 
 def row_sums(w: SymmetricGraph) -> tuple[float, float]:
     """Return the mean row sum of a graph, and the largest of the absolute values of its entries."""
+    if isinstance(w, Shard):
+        return w.row_sums
     if not isinstance(w, Edges):
         sums, absolute = (part.sum(axis=1, dtype=np.float64) for part in (w, abs(w)))
         return float(sums.mean()), float(absolute.max())
@@ -113,8 +151,17 @@ def row_sums(w: SymmetricGraph) -> tuple[float, float]:
 
 
 def _symmetric_array(graph: GraphLike, cost: Array) -> sparse.csr_array:
+    directed = directed_rows(graph, cost, len(cost))
+    dtype = np.float32 if is_single(cost) else np.float64
+    w = ((directed + directed.T) * 0.5).tocsr().astype(dtype)
+    w.sum_duplicates()
+    return w
+
+
+def directed_rows(graph: GraphLike, cost: Array, samples: int) -> sparse.csr_array:
+    """Return the rows of S for those of a cost, with a column for each of all samples."""
     if isinstance(graph, tuple):
-        graph = neighbour_graph(*_neighbours(graph, len(cost)))
+        graph = neighbour_graph(*_neighbours(graph, len(cost), samples), samples)
     if not sparse.issparse(graph):
         graph = to_numpy(graph, "graph")
     elif hasattr(graph, "check_format"):
@@ -122,15 +169,12 @@ def _symmetric_array(graph: GraphLike, cost: Array) -> sparse.csr_array:
             type(graph)(graph).check_format(full_check=True)  # which trims its own arrays
         except ValueError as error:
             raise ValueError(f"graph must be a well-formed sparse array: {error}") from error
-    _require_shape(graph, len(cost))
+    _require_shape(graph, len(cost), samples)
     if graph.dtype.kind not in "iufb":
         raise TypeError(f"graph must hold real numbers, got dtype {graph.dtype}; pass graph.real")
     directed = sparse.csr_array(graph, dtype=np.float64)
     _require_weights(directed.data, cost)
-    dtype = np.float32 if is_single(cost) else np.float64
-    w = ((directed + directed.T) * 0.5).tocsr().astype(dtype)
-    w.sum_duplicates()
-    return w
+    return directed
 
 
 def _symmetric_edges(graph: GraphLike, cost: Array) -> Edges:
@@ -138,27 +182,32 @@ def _symmetric_edges(graph: GraphLike, cost: Array) -> Edges:
 
     samples = len(cost)
     if isinstance(graph, tuple):
-        indices, weights = _neighbours(graph, samples)
+        indices, weights = _neighbours(graph, samples, samples)
         sources = torch.arange(samples, device=indices.device).repeat_interleave(indices.shape[1])
         targets, weights = indices.flatten().long(), weights.flatten()
     else:
-        _require_shape(graph, samples)
-        _require_starts(graph)
-        entries = graph.detach().to_sparse_coo().coalesce()
-        if entries.sparse_dim() != 2:
-            raise ValueError(
-                f"graph must have two sparse dimensions, got {entries.sparse_dim()}; "
-                "pass graph.to_dense()"
-            )
-        _require_indices(entries.indices(), samples, "graph")
-        sources, targets = entries.indices()
-        weights = checked_array(entries.values(), "graph")
+        sources, targets, weights = listed_edges(graph, samples, samples)
     weights = weights.double()
     _require_weights(weights, cost)
     w = compressed(sources, targets, weights, samples, symmetrize=True)
     is_small = max(len(w.columns), samples) <= torch.iinfo(torch.int32).max
     index = torch.int32 if is_small else torch.int64
     return Edges(w.starts.to(index), w.columns.to(index), w.weights.to(cost.dtype))
+
+
+def listed_edges(graph: Array, rows: int, samples: int) -> tuple[Array, Array, Array]:
+    """Return sources, targets and weights of the edges in a sparse or dense (rows, N) tensor."""
+    _require_shape(graph, rows, samples)
+    _require_starts(graph)
+    entries = graph.detach().to_sparse_coo().coalesce()
+    if entries.sparse_dim() != 2:
+        raise ValueError(
+            f"graph must have two sparse dimensions, got {entries.sparse_dim()}; "
+            "pass graph.to_dense()"
+        )
+    _require_indices(entries.indices(), samples, "graph")
+    sources, targets = entries.indices()
+    return sources, targets, checked_array(entries.values(), "graph")
 
 
 def compressed(
@@ -182,10 +231,11 @@ def compressed(
     return Edges(starts, columns.contiguous(), graph.values())
 
 
-def _require_shape(graph: Any, samples: int) -> None:
-    if tuple(graph.shape) != (samples, samples):
+def _require_shape(graph: Any, rows: int, samples: int) -> None:
+    if tuple(graph.shape) != (rows, samples):
+        kind = "(N, N)" if rows == samples else "(rows of this rank, samples of all)"
         raise ValueError(
-            f"graph must have shape (N, N) = {(samples, samples)} to match the cost, "
+            f"graph must have shape {kind} = {(rows, samples)} to match the cost, "
             f"got {tuple(graph.shape)}; restrict it to the samples at hand, graph[ids][:, ids], or "
             "pass neighbours as a tuple (indices, weights)"
         )
@@ -233,7 +283,7 @@ def _require_weights(weights: Array, cost: Array) -> None:
         )
 
 
-def _neighbours(graph: tuple[Any, ...], samples: int) -> tuple[Array, Array]:
+def _neighbours(graph: tuple[Any, ...], rows: int, samples: int) -> tuple[Array, Array]:
     if len(graph) != 2:
         raise ValueError(
             f"graph as a tuple must be (indices, weights), got a tuple of length {len(graph)}"
@@ -244,22 +294,26 @@ def _neighbours(graph: tuple[Any, ...], samples: int) -> tuple[Array, Array]:
         raise TypeError(
             f"graph[0] must hold integer neighbour indices, got {indices.dtype}; convert it"
         )
-    if indices.ndim != 2 or len(indices) != samples or weights.shape != indices.shape:
+    if indices.ndim != 2 or len(indices) != rows or weights.shape != indices.shape:
         raise ValueError(
-            f"graph must be two arrays of one shape (N, k) with N = {samples}, "
+            f"graph must be two arrays of one shape (N, k) with N = {rows}, "
             f"got {tuple(indices.shape)} and {tuple(weights.shape)}"
         )
     _require_indices(indices, samples, "graph[0]")
     return indices, weights
 
 
-def neighbour_graph(indices: NDArray[Any], weights: NDArray[Any]) -> sparse.csr_array:
+def neighbour_graph(
+    indices: NDArray[Any], weights: NDArray[Any], samples: int | None = None
+) -> sparse.csr_array:
     """Return the directed graph of each sample's neighbours and their weights, both (N, k).
 
-    Indices have 32 bits wherever these suffice, as other libraries want them.
+    `samples` tells how many there are where the rows are but some of them. Indices have 32 bits
+    wherever these suffice, as other libraries want them.
     """
-    samples, neighbours = indices.shape
+    rows, neighbours = indices.shape
+    samples = rows if samples is None else samples
     index = sparse.get_index_dtype(maxval=max(samples, weights.size))
-    starts = (np.arange(samples + 1) * neighbours).astype(index)
+    starts = (np.arange(rows + 1) * neighbours).astype(index)
     entries = (weights.ravel(), indices.ravel().astype(index, copy=False), starts)
-    return sparse.csr_array(entries, shape=(samples, samples))
+    return sparse.csr_array(entries, shape=(rows, samples))

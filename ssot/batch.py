@@ -128,7 +128,7 @@ def split_arguments(arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{name: values[index] for name, values in split.items()} for index in range(length)]
 
 
-def problems_of(arguments: Sequence[Mapping[str, Any]]) -> list[Problem]:
+def problems_of(arguments: Sequence[Mapping[str, Any]], group: Any) -> list[Problem]:
     """Return the problems of a batch, which check a graph that they share once."""
     problems: list[Problem] = []
     for index, own in enumerate(arguments):
@@ -136,7 +136,7 @@ def problems_of(arguments: Sequence[Mapping[str, Any]]) -> list[Problem]:
         if index and graph is first and problems[0].graph is not None:
             graph = Prepared(problems[0].graph)
         try:
-            problems.append(Problem(**{**own, "graph": graph}))
+            problems.append(Problem(**{**own, "graph": graph}, group=group))
         except (TypeError, ValueError) as error:
             raise type(error)(f"in problem {index} of the batch: {error}") from error
         _require_alike(problems[0], problems[index], index)

@@ -89,16 +89,17 @@ def is_provably_convex(problem: Problem) -> bool:
 
     The plan's entropy bends the objective by at least ``epsilon / max(alpha)`` in every direction,
     the semantic term by at most ``2 semantic_weight lambda_max(W)``. Row sums bound the eigenvalue
-    from both sides, which settles most problems; the others need it to full accuracy.
+    from both sides, which settles most problems; the others need it to full accuracy, which is not
+    sought where the rows are spread over several ranks.
     """
     if problem.graph is None or not problem.has_semantics:
         return True
-    strength = 2.0 * problem.semantic_weight * float(problem.sample_weight.max())
+    strength = 2.0 * problem.semantic_weight * problem.totals.largest_weight
     mean, largest = row_sums(problem.graph)
     if strength * mean > problem.epsilon:
         return False
-    if strength * largest <= problem.epsilon:
-        return True
+    if strength * largest <= problem.epsilon or problem.ranks.size > 1:
+        return strength * largest <= problem.epsilon
     return strength * _largest_eigenvalue(graph_in(problem.graph, HOST)) <= problem.epsilon
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.adjacency import SymmetricGraph, edge_weights
+from ssot.adjacency import SymmetricGraph, largest_weight
 from ssot.arrays import (
     HOST,
     LARGEST,
@@ -42,24 +42,37 @@ FEW_ROUNDINGS = 1e-9
 """How far above 1 a computed `rho` may be and still mean 1."""
 
 
+class Extent(NamedTuple):
+    """The smallest and the largest finite entry of a cost, and whether all are finite.
+
+    ``(0, 0)`` for costs made of logits, which are 0 or above, and where no entry is finite.
+    """
+
+    smallest: float
+    largest: float
+    is_finite: bool
+
+
 def checked_cost(
-    cost: ArrayLike | None, logits: ArrayLike | None, place: Place
-) -> tuple[Array, float, bool]:
+    cost: ArrayLike | None, logits: ArrayLike | None, place: Place, *, fewest: int = 1
+) -> tuple[Array, Extent]:
     """Return the checked, C-contiguous N x K cost, ``-log softmax(logits)`` where these are given.
 
-    Also the common offset of its entries, and whether some are inf; see `Problem`.
+    It has at least the `fewest` samples.
     """
     if (cost is None) == (logits is None):
         given = "neither" if cost is None else "both"
         raise ValueError(f"exactly one of cost and logits must be given, got {given}")
     name, allowed_infinity = ("logits", -np.inf) if cost is None else ("cost", np.inf)
     array = to_place(checked_array(logits if cost is None else cost, name), place)
-    if array.ndim != 2 or 0 in array.shape:
+    if array.ndim != 2 or array.shape[1] == 0 or len(array) < fewest:
         raise ValueError(
             f"{name} must be a two-dimensional array (samples, classes) with at least one of each, "
             f"got shape {tuple(array.shape)}; solve takes one more dimension for several problems"
         )
     array = to_computing_dtype(array)
+    if not len(array):
+        return array, Extent(math.inf, -math.inf, is_finite=True)
     xp = namespace(array)
     smallest, largest = xp.stack([xp.min(array), xp.max(array)]).tolist()
     is_finite = math.isfinite(smallest) and math.isfinite(largest)
@@ -72,8 +85,8 @@ def checked_cost(
             "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
         )
     if name == "logits":
-        return _negative_log_softmax(array), 0.0, not is_finite
-    return array, max(smallest, 0.0) + min(largest, 0.0), not is_finite
+        return _negative_log_softmax(array), Extent(0.0, 0.0, is_finite)
+    return array, Extent(smallest, largest, is_finite)
 
 
 def _negative_log_softmax(logits: Array) -> Array:
@@ -170,10 +183,10 @@ def class_strengths(kl_weight: Any, classes: int, epsilon: float) -> Vector:
     return np.broadcast_to(np.where(array < HARD * epsilon, array, np.inf), classes)
 
 
-def semantic_strength(value: Any, w: SymmetricGraph | None, cost: Array) -> float:
-    """Return the semantic weight, the published one by default."""
+def semantic_strength(value: Any, w: SymmetricGraph | None, cost: Array, samples: int) -> float:
+    """Return the semantic weight, by default the published one for the samples of all ranks."""
     if value is None:
-        return 0.0 if w is None else PUBLISHED_SEMANTIC_STRENGTH * len(cost)
+        return 0.0 if w is None else PUBLISHED_SEMANTIC_STRENGTH * samples
     number = to_number(value, "semantic_weight")
     if number and w is None:
         raise ValueError(
@@ -182,9 +195,7 @@ def semantic_strength(value: Any, w: SymmetricGraph | None, cost: Array) -> floa
         )
     if w is None:
         return 0.0
-    weights = edge_weights(w)
-    strongest_edge = float(abs(weights).max()) if len(weights) else 0.0
-    largest = largest_magnitude(cost) / max(1.0, strongest_edge)
+    largest = largest_magnitude(cost) / max(1.0, largest_weight(w))
     if not 0 <= number <= largest:
         raise ValueError(
             f"semantic_weight must be finite, 0 or above, got {number}; above {largest:.0e} "
@@ -193,10 +204,16 @@ def semantic_strength(value: Any, w: SymmetricGraph | None, cost: Array) -> floa
     return number
 
 
-def distribution(value: Any, length: int, name: str, place: Place) -> Array:
-    """Return masses that sum to 1, in float64 and in the given place; uniform by default."""
+def distribution(value: Any, length: int, name: str) -> Vector:
+    """Return shares that sum to 1; uniform by default."""
     if value is None:
-        return to_place(np.full(length, 1.0 / length), place)
+        return np.full(length, 1.0 / length)
+    shares: Vector = masses(value, length, name, HOST)
+    return shares / whole(float(shares.sum()), name)
+
+
+def masses(value: Any, length: int, name: str, place: Place) -> Array:
+    """Return numbers of 0 or above, in float64 and in the given place."""
     array = to_place(checked_array(value, name), place)
     xp = namespace(array)
     array = xp.astype(array, xp.float64)
@@ -210,7 +227,11 @@ def distribution(value: Any, length: int, name: str, place: Place) -> Array:
         raise ValueError(
             f"{name} must have finite entries, 0 or above, got {array[first]} at index {first}"
         )
-    total = float(xp.sum(array))
+    return array
+
+
+def whole(total: float, name: str) -> float:
+    """Return a sum that is 1 but for rounding."""
     if abs(total - 1) > ROUNDING:
         raise ValueError(f"{name} must sum to 1, got {total:.9g}; pass {name} / {name}.sum()")
-    return array / total
+    return total

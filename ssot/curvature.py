@@ -29,11 +29,22 @@ LARGEST_DENSE = 128
 LARGEST_TAIL = 1 / 64
 """Probabilities below this are averaged where W is not stored: a row keeps 64 entries at most."""
 
+SAMPLED_ROWS = 1 << 14
+"""Fewest rows that the curvature comes from where it does not come from all."""
+
+SAMPLED_ROWS_PER_COLUMN = 32
+"""Fewest of them for each column."""
+
 CG_ACCURACY = 1e-2
 """Relative residual at which conjugate gradients stop."""
 
 CG_STEPS = 200
 """Most steps of conjugate gradients; after any number the direction is one of ascent."""
+
+
+def sampled_rows(columns: int, effort: float) -> int:
+    """Return from how many rows the curvature should come where it does not come from all."""
+    return int(effort * max(SAMPLED_ROWS, SAMPLED_ROWS_PER_COLUMN * columns))
 
 
 class System(NamedTuple):
@@ -74,6 +85,10 @@ class Coupling(Protocol):
         """
         ...
 
+    def matrix(self, most_rows: int) -> NDArray[np.float64]:
+        """Return W, to be added to that of other rows; it may come from `most_rows` of its rows."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class DenseCoupling:
@@ -94,6 +109,10 @@ class DenseCoupling:
         if failure:
             raise LinAlgError("the curvature is singular")
         return np.asarray(direction)
+
+    def matrix(self, most_rows: int) -> NDArray[np.float64]:
+        """Return W, of all rows."""
+        return self.overlap
 
     @cached_property
     def _laplacian(self) -> NDArray[np.float64]:
@@ -136,6 +155,16 @@ class SparseCoupling:
         """Proportion in which the tails are spread over the columns."""
         beyond = (self.column_mass - self.large.T @ self.weight).clip(min=0.0)
         return np.asarray(beyond / (beyond.sum() or 1.0))
+
+    def matrix(self, most_rows: int) -> NDArray[np.float64]:
+        """Return W of the sparse plus rank-one probabilities, from evenly spaced rows."""
+        every = max(1, -(-len(self.weight) // most_rows))
+        large, weight, tail = self.large[::every], self.weight[::every], self.tail[::every]
+        weight = weight * (self.weight.sum() / (weight.sum() or 1.0))
+        weighted = large * weight[:, None]
+        across = np.outer(weighted.T @ tail, self.share)
+        beyond = (weight @ tail**2) * np.outer(self.share, self.share)
+        return np.asarray((weighted.T @ large).toarray() + across + across.T + beyond)
 
     @cached_property
     def _mass(self) -> Vector:
@@ -189,6 +218,10 @@ class SolvedCoupling:
         direction = self.direction[free]
         length = np.abs(direction).max()
         return direction * (longest / length) if length > longest else direction
+
+    def matrix(self, most_rows: int) -> NDArray[np.float64]:
+        """Refuse: a pass without a `System` brings W."""
+        raise NotImplementedError("only the direction is known; make the pass without a system")
 
 
 def _conjugate_gradients(

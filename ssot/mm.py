@@ -42,7 +42,7 @@ LOOSEST_INNER_EXPONENT = 0.75
 that the first-order correction of their values is exact."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Limits:
     """When to stop."""
 

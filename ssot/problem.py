@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,11 +16,13 @@ from ssot.checks import (
     class_strengths,
     common_place,
     distribution,
-    first_true,
+    masses,
     positive_number,
     semantic_strength,
     transported_mass,
 )
+from ssot.ranks import Ranks, ranks_of
+from ssot.rows import RowFacts, Totals, WeightSums, totals_of
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -73,12 +76,14 @@ class Problem:
 
     Attributes
     ----------
-    common_offset : float
-        The finite cost nearest to 0 where all have one sign, else 0.
-    forbids_pairs : bool
-        Whether some cost is inf.
     place : Place
         The library and device of the caller's arrays, which results are returned in.
+    ranks : Ranks
+        The processes that hold the rows; the arrays over samples are those of this one's rows.
+    totals : Totals
+        What the rows of all of them come to.
+    reachable : (K,) array of bool
+        Whether some sample with mass may join class j: False where all costs are inf.
 
     References
     ----------
@@ -87,8 +92,6 @@ class Problem:
     """
 
     cost: Array
-    common_offset: float
-    forbids_pairs: bool
     graph: SymmetricGraph | None
     rho: float
     epsilon: float
@@ -97,6 +100,9 @@ class Problem:
     prior: Vector
     sample_weight: Array
     place: Place
+    ranks: Ranks
+    totals: Totals
+    reachable: NDArray[np.bool_]
 
     def __init__(
         self,
@@ -110,36 +116,58 @@ class Problem:
         semantic_weight: ArrayLike | None = None,
         prior: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        group: Any = None,
     ) -> None:
-        place = common_place(
-            cost=cost,
-            logits=logits,
-            graph=graph,
-            kl_weight=kl_weight,
-            prior=prior,
-            sample_weight=sample_weight,
-        )
+        ranks = ranks_of(group)
+
+        def check() -> tuple[dict[str, Any], RowFacts]:
+            place = common_place(
+                cost=cost,
+                logits=logits,
+                graph=graph,
+                kl_weight=kl_weight,
+                prior=prior,
+                sample_weight=sample_weight,
+            )
+            with isolated(place):
+                costs, extent = checked_cost(cost, logits, place, fewest=int(ranks.size == 1))
+                samples, classes = costs.shape
+                weight = sample_weight
+                if weight is not None:
+                    weight = masses(weight, samples, "sample_weight", place)
+                smoothing = positive_number(epsilon, "epsilon")
+                settings = {
+                    "rho": transported_mass(rho),
+                    "epsilon": smoothing,
+                    "kl_weight": class_strengths(kl_weight, classes, smoothing),
+                    "prior": distribution(prior, classes, "prior"),
+                }
+                return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
+                    shape=(samples, classes),
+                    dtype=str(costs.dtype),
+                    extent=extent,
+                    weight=None if weight is None else WeightSums.of(weight),
+                    settings={**settings, "graph": graph is not None},
+                )
+
+        parts, facts = ranks.share(check)
+        totals, weight = totals_of(facts), parts.pop("weight")
+        place, costs = parts["place"], parts["cost"]
         with isolated(place):
-            costs, common_offset, forbids_pairs = checked_cost(cost, logits, place)
-            samples, classes = costs.shape
-            w = None if graph is None else symmetric_graph(graph, costs)
-            smoothing = positive_number(epsilon, "epsilon")
-            checked = {
-                "cost": costs,
-                "common_offset": common_offset,
-                "forbids_pairs": forbids_pairs,
-                "graph": w,
-                "rho": transported_mass(rho),
-                "epsilon": smoothing,
-                "kl_weight": class_strengths(kl_weight, classes, smoothing),
-                "semantic_weight": semantic_strength(semantic_weight, w, costs),
-                "prior": distribution(prior, classes, "prior", HOST),
-                "sample_weight": distribution(sample_weight, samples, "sample_weight", place),
-                "place": place,
-            }
-        for name, value in checked.items():
+            w = None if graph is None else symmetric_graph(graph, costs, ranks)
+            parts.update(
+                ranks=ranks,
+                totals=totals,
+                graph=w,
+                semantic_weight=semantic_strength(semantic_weight, w, costs, totals.samples),
+                sample_weight=to_place(np.full(len(costs), 1.0 / totals.samples), place)
+                if weight is None
+                else weight / totals.given_weight,
+            )
+        for name, value in parts.items():
             object.__setattr__(self, name, value)
         with isolated(place):
+            object.__setattr__(self, "reachable", _reachable(self))
             _require_feasible(self)
 
     def __repr__(self) -> str:
@@ -163,31 +191,28 @@ class Problem:
             and np.array_equal(is_hard, np.isinf(other.kl_weight))
             and np.array_equal(self.prior[is_hard], other.prior[is_hard])
             and np.array_equal(self.prior > 0, other.prior > 0)
-            and self.forbids_pairs == other.forbids_pairs
+            and self.totals.forbids_pairs == other.totals.forbids_pairs
             and bool(xp.all(self.sample_weight == to_place(other.sample_weight, self.place)))
             and (
-                not self.forbids_pairs
+                not self.totals.forbids_pairs
                 or bool(xp.all(xp.isinf(self.cost) == xp.isinf(to_place(other.cost, self.place))))
             )
         )
 
-    @cached_property
-    def weight_entropy(self) -> float:
-        """``sum alpha log alpha``, where 0 log 0 is 0."""
-        xp, weight = namespace(self.sample_weight), self.sample_weight
-        return float(xp.sum(weight * xp.log(xp.where(weight > 0, weight, 1.0))))
 
-    @cached_property
-    def reachable(self) -> NDArray[np.bool_]:
-        """Whether some sample with mass may join class j, (K,): False where all costs are inf."""
-        if not self.forbids_pairs:
-            return np.ones(self.cost.shape[1], dtype=bool)
-        xp = namespace(self.cost)
-        has_mass = (self.sample_weight > 0)[:, None]
-        reachable: NDArray[np.bool_] = to_place(
-            xp.any(xp.isfinite(self.cost) & has_mass, axis=0), HOST
-        )
-        return reachable
+def _reachable(problem: Problem) -> NDArray[np.bool_]:
+    """Return whether some sample with mass may join class j, (K,)."""
+    if not problem.totals.forbids_pairs:
+        return np.ones(problem.cost.shape[1], dtype=bool)
+
+    def find() -> tuple[None, NDArray[np.bool_]]:
+        xp = namespace(problem.cost)
+        has_mass = (problem.sample_weight > 0)[:, None]
+        return None, to_place(xp.any(xp.isfinite(problem.cost) & has_mass, axis=0), HOST)
+
+    _, of_ranks = problem.ranks.share(find)
+    reachable: NDArray[np.bool_] = np.logical_or.reduce(of_ranks)
+    return reachable
 
 
 def _require_feasible(problem: Problem) -> None:
@@ -200,19 +225,30 @@ def _require_feasible(problem: Problem) -> None:
         )
     if problem.reachable.any() and not (problem.reachable & (problem.prior > 0)).any():
         raise ValueError("prior is 0 for every class that cost allows; give one of them a share")
-    if problem.forbids_pairs:
+    if problem.totals.forbids_pairs:
         _require_allowed_mass(problem)
 
 
 def _require_allowed_mass(problem: Problem) -> None:
-    xp = namespace(problem.cost)
+    """Refuse to label more than the mass of the samples that may join some class."""
     is_open = to_place(problem.reachable & (problem.prior > 0), problem.place)
-    has_mass = problem.sample_weight > 0
-    forbidden = xp.all(xp.isinf(problem.cost) | ~is_open, axis=1) & has_mass
-    available = 1.0 - float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
-    if xp.any(forbidden) and (problem.rho == 1 or available < problem.rho):
+
+    def find() -> tuple[None, tuple[float, list[int]]]:
+        xp = namespace(problem.cost)
+        has_mass = problem.sample_weight > 0
+        forbidden = xp.all(xp.isinf(problem.cost) | ~is_open, axis=1) & has_mass
+        mass = float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
+        return None, (mass, xp.nonzero(forbidden)[0].tolist())
+
+    _, found = problem.ranks.share(find)
+    available = 1.0 - math.fsum(mass for mass, _ in found)
+    concerned = [(rank, rows) for rank, (_, rows) in enumerate(found) if rows]
+    if concerned and (problem.rho == 1 or available < problem.rho):
+        rank, rows = concerned[0]
+        place = f"row {rows[0]}" + (f" of rank {rank}" if problem.ranks.size > 1 else "")
+        count = sum(len(rows) for _, rows in concerned)
         raise ValueError(
-            f"cost forbids every class with a share to {int(xp.sum(forbidden))} samples, first in "
-            f"row {first_true(forbidden)}, so that only {available:.6g} of the mass can be "
-            f"labelled, but rho = {problem.rho}; lower rho or drop those samples"
+            f"cost forbids every class with a share to {count} samples, first in {place}, so that "
+            f"only {available:.6g} of the mass can be labelled, but rho = {problem.rho}; lower rho "
+            "or drop those samples"
         )

@@ -84,7 +84,7 @@ def solve_inner(
     from a share of the cost's spread.
     """
     epsilon = problem.epsilon
-    semidual = SemiDual(kernel, product, columns, problem.weight_entropy)
+    semidual = SemiDual(kernel, product, columns, problem.totals.weight_entropy)
     is_final = product is None
     aim = min(0.5 * tol, max(AIM, kernel.resolution)) if is_final else 0.5 * tol
     goal = _Goal(semidual, tol, aim, spare_steps=int(is_final))

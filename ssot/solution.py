@@ -161,7 +161,7 @@ class Solution:
         """
         place = common_place(cost=cost, logits=logits)
         with isolated(place):
-            checked, _, _ = checked_cost(cost, logits, place)
+            checked, _ = checked_cost(cost, logits, place)
             classes = len(self._prices) - 1
             if checked.shape[1] != classes:
                 raise ValueError(

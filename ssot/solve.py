@@ -15,7 +15,7 @@ from ssot.adjacency import GraphLike
 from ssot.arrays import isolated, to_number, to_place
 from ssot.batch import SolutionBatch, is_batch, problems_of, split_arguments, split_init
 from ssot.certificate import certify
-from ssot.gradients import with_gradients
+from ssot.gradients import refuse_gradients, with_gradients
 from ssot.kernels import Plan, make_kernel
 from ssot.lockstep import run
 from ssot.mm import Limits, minimise
@@ -95,6 +95,7 @@ def solve(
     callback: Callback | None = None,
     on_failure: OnFailure = "warn",
     backend: str = "auto",
+    group: Any = None,
 ) -> Solution | Any:
     """Solve a semantic-regularised progressive partial optimal-transport problem.
 
@@ -129,6 +130,13 @@ def solve(
         What computes. Default "auto": Torch for tensors that are not on the CPU; else Numba where
         it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype, and
         keeps the result on disk.
+    group : torch.distributed.ProcessGroup, optional
+        The processes that solve one problem together, each of which makes this call with its own
+        rows: of the cost, any number, also none; of `sample_weight`, which sums to 1 over all; and
+        of the graph, (its rows, samples of all), the samples numbered through the ranks in their
+        order. All else is the same on all ranks. So are prices, objective, status and certificate
+        of the solutions, whose plans, labels and confidences are those of the own rows. Where a
+        process dies, or stays silent for the timeout of the group, the others raise.
 
     Returns
     -------
@@ -163,7 +171,9 @@ def solve(
     }
     several = is_batch(arguments)
     each = split_arguments(arguments) if several else [arguments]
-    problems = problems_of(each) if several else [Problem(**arguments)]
+    if group is not None:
+        refuse_gradients(arguments)
+    problems = problems_of(each, group) if several else [Problem(**arguments, group=group)]
     inits = split_init(init, len(each)) if several else [init]
     solved = _solve_together(problems, inits, limits, callback, backend)
     solutions = [with_gradients(*pair) for pair in zip(solved, each, strict=True)]
@@ -203,6 +213,7 @@ def _solve_together(
 ) -> list[Solution]:
     """Return the solutions of problems of one shape."""
     began = time.perf_counter()
+    callback = _agreed_callback(problems[0], limits, callback)
     kernels = [make_kernel(problem, backend) for problem in problems]
     with isolated(problems[0].place), isolated(kernels[0].place):
         outcomes = run(
@@ -229,6 +240,29 @@ def _solve_together(
                 problems, kernels, outcomes, certificates, strict=True
             )
         ]
+
+
+def _agreed_callback(
+    problem: Problem, limits: Limits, callback: Callback | None
+) -> Callback | None:
+    """Return a callback that stops all ranks when that of one would; None where none has one."""
+    _, limits_of_ranks = problem.ranks.share(lambda: (None, (limits, callback is not None)))
+    for rank, (theirs, _) in enumerate(limits_of_ranks):
+        if theirs != limits:
+            raise ValueError(
+                "tol, max_steps and max_passes must be the same on all ranks, got "
+                f"{limits} here and {theirs} on rank {rank}"
+            )
+    if problem.ranks.size == 1 or not any(has_one for _, has_one in limits_of_ranks):
+        return callback
+
+    def ask(progress: Progress) -> bool:
+        def find() -> tuple[None, bool]:
+            return None, callback is not None and bool(callback(progress))
+
+        return any(problem.ranks.share(find)[1])
+
+    return ask
 
 
 def _callbacks(callback: Callback | None, problems: int) -> list[Callback | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -13,7 +15,25 @@ from ssot.solution import Solution
 
 
 def start_from(init: Solution | ArrayLike | None, problem: Problem, place: Place) -> Start:
-    """Return where to start a problem, with a plan in the given place."""
+    """Return where to start a problem, with a plan in the given place.
+
+    A plan is used where all ranks have one of their rows.
+    """
+
+    def find() -> tuple[Start, tuple[bool, bool, bool]]:
+        start = _own_start(init, problem, place)
+        return start, (start.prices is None, start.plan is None, start.is_feasible)
+
+    start, of_ranks = problem.ranks.share(find)
+    is_cold, lacks_plan, is_feasible = zip(*of_ranks, strict=True)
+    if any(is_cold) != all(is_cold):
+        raise ValueError("init must be given on all ranks or on none; leave it out to start cold")
+    if any(lacks_plan):
+        return Start(start.prices)
+    return replace(start, is_feasible=all(is_feasible))
+
+
+def _own_start(init: Solution | ArrayLike | None, problem: Problem, place: Place) -> Start:
     if init is None:
         return Start()
     classes = problem.cost.shape[1]
@@ -56,4 +76,4 @@ def start_from(init: Solution | ArrayLike | None, problem: Problem, place: Place
 def _is_forbidden(matrix: Array, problem: Problem) -> bool:
     """Tell whether a plan has mass where the cost is inf, as one of changed memory may have."""
     xp = namespace(matrix)
-    return problem.forbids_pairs and bool(xp.any(xp.isinf(problem.cost) & (matrix > 0)))
+    return problem.totals.forbids_pairs and bool(xp.any(xp.isinf(problem.cost) & (matrix > 0)))

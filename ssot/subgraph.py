@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from scipy import sparse
 
-from ssot.adjacency import Edges, GraphLike, SymmetricGraph, compressed, neighbour_graph
+from ssot.adjacency import Edges, GraphLike, GraphRows, compressed, neighbour_graph
 from ssot.arrays import HOST, Array, checked_array, isolated, namespace, place_of, to_place
 
 
@@ -55,7 +55,7 @@ def restrict_graph(graph: GraphLike, samples: ArrayLike) -> Any:
     return restricted(graph_rows(graph), samples)
 
 
-def graph_rows(graph: GraphLike) -> SymmetricGraph:
+def graph_rows(graph: GraphLike) -> GraphRows:
     """Return the rows of a sparse graph, sharing memory where it can."""
     if isinstance(graph, tuple):
         return _neighbour_rows(graph)
@@ -79,12 +79,12 @@ def graph_rows(graph: GraphLike) -> SymmetricGraph:
         return Edges(rows.crow_indices(), rows.col_indices(), rows.values())
 
 
-def row_count(rows: SymmetricGraph) -> int:
+def row_count(rows: GraphRows) -> int:
     """Return the number of samples N of a graph."""
     return len(rows.starts) - 1 if isinstance(rows, Edges) else int(rows.shape[0])
 
 
-def restricted(rows: SymmetricGraph, samples: ArrayLike) -> Any:
+def restricted(rows: GraphRows, samples: ArrayLike) -> Any:
     """Return the graph of some samples from the rows of that of all; see `restrict_graph`."""
     place = place_of(rows.starts) if isinstance(rows, Edges) else HOST
     with isolated(place):
@@ -97,7 +97,14 @@ def restricted(rows: SymmetricGraph, samples: ArrayLike) -> Any:
         return own[:, chosen]
 
 
-def _neighbour_rows(graph: tuple[Any, ...]) -> SymmetricGraph:
+def between(rows: sparse.csr_array, sources: Array, targets: Array) -> sparse.csr_array:
+    """Return the edges from some samples to others, any of which may be there several times."""
+    for samples in (sources, targets):
+        require_range(samples, row_count(rows), "samples")
+    return rows[sources][:, targets]
+
+
+def _neighbour_rows(graph: tuple[Any, ...]) -> GraphRows:
     indices, weights = (checked_array(part, f"graph[{i}]") for i, part in enumerate(graph))
     if indices.ndim != 2 or weights.shape != indices.shape:
         raise ValueError(

@@ -28,6 +28,7 @@ from tolerances import SETTINGS
 
 import ssot
 from benchmarks.hard_problems import good_head_cost
+from ssot import curvature
 from ssot.arrays import Place
 from ssot.curvature import LARGEST_DENSE, DenseCoupling, SolvedCoupling
 
@@ -81,8 +82,8 @@ def test_the_answer_with_a_graph(setting, classes, rho):
 
 def sampled(monkeypatch, rows):
     """Let the curvature come from so many rows."""
-    monkeypatch.setattr(backend, "CURVATURE_ROWS", rows)
-    monkeypatch.setattr(backend, "CURVATURE_ROWS_PER_COLUMN", 0)
+    monkeypatch.setattr(curvature, "SAMPLED_ROWS", rows)
+    monkeypatch.setattr(curvature, "SAMPLED_ROWS_PER_COLUMN", 0)
 
 
 @each_setting

@@ -20,6 +20,7 @@ from problems import full_case  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import ssot  # noqa: E402
+from ssot import curvature  # noqa: E402
 from ssot.kernels import fused, select_fused  # noqa: E402
 from ssot.kernels import torch as backend  # noqa: E402
 
@@ -200,8 +201,8 @@ def test_solves_use_the_passes(classes, device, monkeypatch):
         monkeypatch.setattr(fused, name, watched)
     monkeypatch.setattr(select_fused, "fused_passes", lambda _device: fused)
     monkeypatch.setattr(backend, "_is_far", lambda _kernel: True)
-    monkeypatch.setattr(backend, "CURVATURE_ROWS", 20)  # so that it comes from half of the rows
-    monkeypatch.setattr(backend, "CURVATURE_ROWS_PER_COLUMN", 0)
+    monkeypatch.setattr(curvature, "SAMPLED_ROWS", 20)  # so that it comes from half of the rows
+    monkeypatch.setattr(curvature, "SAMPLED_ROWS_PER_COLUMN", 0)
     graph = torch.from_numpy(case.graph.toarray()).to(device)
     on_device = {
         name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value

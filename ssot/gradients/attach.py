@@ -42,6 +42,19 @@ def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution
     return replace(solution, _tracked=Tracked(plan, value, report))
 
 
+def refuse_gradients(arguments: Mapping[str, Any]) -> None:
+    """Refuse tensors that require gradients where the plan cannot have them."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.is_grad_enabled():
+        return
+    for name, value in arguments.items():
+        if place_of(value).library == "torch" and value.requires_grad:
+            raise ValueError(
+                f"{name} requires gradients, which the solution of a problem on several ranks does "
+                f"not have; pass {name}.detach(), or solve under torch.no_grad()"
+            )
+
+
 def _graph_product(problem: Problem) -> Callable[[Array], Array]:
     kernel = make_kernel(problem, "torch")
     return lambda matrix: kernel.graph_product(matrix, None)

@@ -388,7 +388,7 @@ def graph_product(
     starts: Any, columns: Any, edges: Any, matrix: Any, product: Any, groups: Any
 ) -> None:
     """Write the product of a sparse matrix in rows, ``(starts, columns, edges)``, to `product`."""
-    rows = len(matrix)
+    rows = len(product)
     for group in numba.prange(groups):
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
             _product_row(starts, columns, edges, i, matrix, product[i])
@@ -399,7 +399,7 @@ def replace_product(
     starts: Any, columns: Any, edges: Any, old: Any, new: Any, product: Any, change: Any
 ) -> None:
     """Replace the product of `old` by that of `new`; sum their changes' inner product by group."""
-    rows, classes = new.shape
+    rows, classes = product.shape
     groups = len(change)
     for group in numba.prange(groups):
         row = np.empty(classes, new.dtype)

@@ -73,7 +73,7 @@ class NumbaKernel(NumpyKernel):
             self._reserve(FIRST_ROOM)
 
     def row_pass(
-        self, product: Array | None, prices: Vector, epsilon: float, _system: System
+        self, product: Array | None, prices: Vector, epsilon: float, _system: System | None
     ) -> tuple[RowSums, Coupling]:
         arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
         if self._is_dense:

@@ -38,6 +38,7 @@ class NumpyKernel:
 
     name = "numpy"
     place = HOST
+    adds_up = False
 
     def __init__(self, bound: Bound) -> None:
         self.resolution = float(np.finfo(bound.cost.dtype).eps)
@@ -63,7 +64,7 @@ class NumpyKernel:
         return [getattr(kernel, operation)(*given) for kernel, given in pairs]
 
     def row_pass(
-        self, product: Array | None, prices: Vector, epsilon: float, _system: System
+        self, product: Array | None, prices: Vector, epsilon: float, _system: System | None
     ) -> tuple[RowSums, Coupling]:
         sums = _Sums(len(prices))
         is_dense = len(prices) <= LARGEST_DENSE
@@ -115,13 +116,13 @@ class NumpyKernel:
 
     def graph_product(self, matrix: Array, out: Array | None) -> Array:
         product = np.empty_like(matrix) if out is None else out
-        for rows in _row_blocks(matrix):
+        for rows in _row_blocks(product):
             product[rows] = self._product_rows(matrix, rows)
         return product
 
     def replace_product(self, product: Array, old: Array, new: Array) -> float:
         change = 0.0
-        for rows in _row_blocks(new):
+        for rows in _row_blocks(product):
             changed = self._product_rows(new, rows)
             change += _inner(new[rows] - old[rows], changed - product[rows])
             product[rows] = changed
@@ -138,9 +139,10 @@ class NumpyKernel:
         weight = self._weight[::every]
         if not weight.any():
             weight = np.ones_like(weight)
+        total = weight.sum()
         sampled = self._bound._replace(
             cost=np.ascontiguousarray(self._cost[::every]),
-            sample_weight=weight / weight.sum(),
+            sample_weight=weight * (self._weight.sum() / total) if total else weight,
             graph=None,
         )
         return type(self)(sampled), None if product is None else np.ascontiguousarray(
@@ -257,9 +259,12 @@ def _inner(first: Array, second: Array) -> float:
 
 
 def _block_height(array: Array) -> int:
-    return max(SMALLEST_BLOCK_HEIGHT, BLOCK_ENTRIES * len(array) // array.size)
+    classes: int = array.shape[1]
+    return max(SMALLEST_BLOCK_HEIGHT, BLOCK_ENTRIES // classes)
 
 
 def _row_blocks(array: Array) -> Iterator[slice]:
-    height = _block_height(array)
-    return (slice(start, start + height) for start in range(0, len(array), height))
+    """Yield blocks of rows that stay in cache: a single empty one of no rows."""
+    samples, height = len(array), _block_height(array)
+    starts = range(0, max(samples, 1), height)
+    return (slice(start, min(start + height, samples)) for start in starts)

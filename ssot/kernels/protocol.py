@@ -10,6 +10,7 @@ import numpy as np
 from ssot.adjacency import SymmetricGraph
 from ssot.arrays import Array, Place, Vector
 from ssot.curvature import Coupling, System
+from ssot.ranks import ALONE, Ranks
 
 Matrix: TypeAlias = Array
 """An array of the backend's own library: N x K for costs and plans, N for slacks."""
@@ -77,17 +78,21 @@ class PlanSums(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """What a kernel is bound to: the problem's arrays, and the offset that all costs share."""
+    """What a kernel is bound to: the problem's arrays, the offset of all costs, and the ranks."""
 
     cost: Matrix
     sample_weight: Array
     graph: SymmetricGraph | None
     semantic_weight: float
     shift: float
+    ranks: Ranks = ALONE
 
 
 class Kernel(Protocol):
-    """The operations on N x K arrays, bound to one problem.
+    """The operations on N x K arrays, bound to one problem or to a part of its rows.
+
+    All that it sums is additive: of a part of the rows, with the weights that they have in the
+    problem, the sums are what that part adds to those of all.
 
     Since the total mass is fixed, subtracting a constant from every cost changes no plan. A kernel
     subtracts its `shift`, so that a large common offset costs no accuracy. Below, `C` is the cost
@@ -107,9 +112,11 @@ class Kernel(Protocol):
     resolution : float
         Relative rounding error of its N x K arrays.
     samples : int
-        N.
+        N, of all ranks.
     shift : float
         The common offset of the problem's costs.
+    adds_up : bool
+        Whether a row pass with a `System` returns the sums of all ranks, not of its own rows.
     """
 
     name: str
@@ -117,6 +124,7 @@ class Kernel(Protocol):
     resolution: float
     samples: int
     shift: float
+    adds_up: bool
 
     @classmethod
     def together(
@@ -126,11 +134,12 @@ class Kernel(Protocol):
         ...
 
     def row_pass(
-        self, product: Matrix | None, prices: Vector, epsilon: float, system: System
+        self, product: Matrix | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
         """Return the row sums, and how the K + 1 columns are coupled: ``P^T diag(alpha) P``.
 
-        A backend far from the host may solve the `system` at once, which it will be asked next.
+        A backend far from the host may solve the `system` at once, which it will be asked next;
+        without one, the coupling can be had as a matrix.
         """
         ...
 
@@ -145,7 +154,11 @@ class Kernel(Protocol):
         ...
 
     def graph_product(self, matrix: Matrix, out: Matrix | None) -> Matrix:
-        """Return ``W matrix``, in `out` if given."""
+        """Return ``W matrix``, in `out` if given.
+
+        Where W has more columns than rows, `matrix` has rows for all of them, and `out` is given;
+        so below for `new`.
+        """
         ...
 
     def replace_product(self, product: Matrix, old: Matrix, new: Matrix) -> float:
@@ -159,7 +172,7 @@ class Kernel(Protocol):
     def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
         """Return the kernel of each `every`-th sample, and their rows of the product.
 
-        Their weights are scaled up to a sum of 1, and are uniform where all are 0.
+        Their weights are scaled up to the sum of all, and are uniform where all of them are 0.
         """
         ...
 

@@ -28,7 +28,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def make_kernel(problem: Problem, backend: str) -> Kernel:
-    """Return the kernel of the named backend, bound to the problem's arrays.
+    """Return the kernel of the named backend, bound to the problem's arrays on all ranks.
 
     Raises
     ------
@@ -37,6 +37,16 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     RuntimeError
         If the backend cannot be used here.
     """
+    if problem.ranks.size == 1:
+        return _own_kernel(problem, backend)
+    from ssot.distributed import ShardedKernel
+
+    own, _ = problem.ranks.share(lambda: (_own_kernel(problem, backend), None))
+    return ShardedKernel(own, problem, problem.totals.samples)
+
+
+def _own_kernel(problem: Problem, backend: str) -> Kernel:
+    """Return the kernel of this rank's rows."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     is_on_host = problem.place == HOST or problem.place.device.type == "cpu"
@@ -78,7 +88,8 @@ def _bound(problem: Problem, place: Place) -> Bound:
         sample_weight=to_place(problem.sample_weight, place),
         graph=None if problem.graph is None else graph_in(problem.graph, place),
         semantic_weight=problem.semantic_weight,
-        shift=problem.common_offset,
+        shift=problem.totals.common_offset,
+        ranks=problem.ranks,
     )
 
 

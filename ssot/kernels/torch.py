@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ssot.curvature import (
     SolvedCoupling,
     SparseCoupling,
     System,
+    sampled_rows,
 )
 from ssot.kernels.directions import newton_directions
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
@@ -41,11 +42,8 @@ from ssot.kernels.torch_rows import (
     to_device,
 )
 
-CURVATURE_ROWS = 1 << 14
-"""Rows from which the curvature is formed on a device, at least."""
-
-CURVATURE_ROWS_PER_COLUMN = 32
-"""Rows for each column from which it is formed there, at least."""
+if TYPE_CHECKING:
+    from ssot.distributed import GroupRanks
 
 SMALLEST = float(torch.finfo(torch.float64).tiny)
 """In place of a 0 whose logarithm is multiplied by 0."""
@@ -62,6 +60,7 @@ class TorchKernel:
         self.samples = len(bound.cost)
         self.shift = bound.shift
         self.bound = bound
+        self.adds_up = bound.ranks.size > 1 and _is_far(self)
 
     @classmethod
     def together(
@@ -71,7 +70,7 @@ class TorchKernel:
         return _TOGETHER[operation](kernels, *zip(*arguments, strict=True))
 
     def row_pass(
-        self, product: Tensor | None, prices: Vector, epsilon: float, system: System
+        self, product: Tensor | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
         return _row_passes([self], [product], [prices], [epsilon], [system])[0]
 
@@ -85,7 +84,7 @@ class TorchKernel:
 
     def graph_product(self, matrix: Tensor, out: Tensor | None) -> Tensor:
         product = torch.empty_like(matrix) if out is None else out
-        for rows in row_blocks(matrix):
+        for rows in row_blocks(product):
             product[rows] = self._product_rows(matrix, rows)
         return product
 
@@ -99,7 +98,8 @@ class TorchKernel:
     def sample(self, product: Tensor | None, every: int) -> tuple[Self, Tensor | None]:
         rows, its_product = sampled(self.bound, product, every)
         weight = torch.where(rows.sample_weight.any(), rows.sample_weight, 1.0)
-        return type(self)(rows._replace(sample_weight=weight / weight.sum())), its_product
+        weight = weight * (self.bound.sample_weight.sum() / weight.sum())
+        return type(self)(rows._replace(sample_weight=weight)), its_product
 
     def typical_spread(self, product: Tensor | None) -> float:
         every = max(1, self.samples // SPREAD_SAMPLE)
@@ -111,7 +111,7 @@ class TorchKernel:
     def change_product(self, product: Tensor, old: Tensor, new: Tensor) -> Tensor:
         """Turn ``W old`` into ``W new`` in place, and return ``<new - old, W (new - old)>``."""
         change = new.new_zeros((), dtype=torch.float64)
-        for rows in row_blocks(new):
+        for rows in row_blocks(product):
             changed = self._product_rows(new, rows)
             difference = new[rows].double() - old[rows]
             change += difference.mul_(changed.double() - product[rows]).sum()
@@ -152,7 +152,7 @@ def _row_passes(
     products: Products,
     prices: Sequence[Vector],
     epsilons: Sequence[float],
-    systems: Sequence[System],
+    systems: Sequence[System | None],
 ) -> list[tuple[RowSums, Coupling]]:
     batch = Batch.at([kernel.bound for kernel in kernels], products, prices, epsilons)
     if _is_far(kernels[0]):
@@ -212,28 +212,36 @@ def _large_entries(block: Block) -> list[sparse.csr_array]:
 
 
 def _passes_far_from_the_host(
-    batch: Batch, systems: Sequence[System]
+    batch: Batch, systems: Sequence[System | None]
 ) -> list[tuple[RowSums, Coupling]]:
     """Return the passes of problems whose Newton steps are found where they are, if large.
 
     The curvature comes from a sample of the rows, which leaves the gradient exact.
     """
     columns = batch.classes + 1
-    fewest = max(CURVATURE_ROWS, CURVATURE_ROWS_PER_COLUMN * columns)
-    effort = max(system.effort for system in systems)
-    every = max(1, int(batch.samples / (fewest * effort)))
+    known = [system for system in systems if system is not None]
+    effort = max((system.effort for system in known), default=1.0)
+    every = max(1, batch.samples // sampled_rows(columns, effort))
     sample = batch.sample(every)
     plans = [_new_plan(bound) for bound in sample.bounds]
     sums = _sums(sample, plans)
     if every > 1:
         sums = _sums(batch, None)
-    overlap = _overlap(sample, plans)
-    if columns <= LARGEST_DENSE:
+    overlap = _overlap(sample, plans, batch)
+    ranks = batch.bounds[0].ranks
+    if known and ranks.size > 1:
+        together = torch.cat([sums, overlap.flatten(1)], dim=1)
+        cast("GroupRanks", ranks).sum_tensor(together)
+        sums, overlap = together[:, : columns + 1], together[:, columns + 1 :].view_as(overlap)
+    if columns <= LARGEST_DENSE or not known:
         found = _to_host(torch.cat([sums, overlap.flatten(1)], dim=1))
         matrices = found[:, columns + 1 :].reshape(overlap.shape)
         couplings: list[Coupling] = [DenseCoupling(matrix) for matrix in matrices]
     else:
-        found = _to_host(torch.cat([sums, _directions(batch, sums, overlap, systems)], dim=1))
+        directions = _directions(batch, sums, overlap, known)
+        if ranks.size > 1:
+            cast("GroupRanks", ranks).from_first(directions)
+        found = _to_host(torch.cat([sums, directions], dim=1))
         couplings = [SolvedCoupling(direction) for direction in found[:, columns + 1 :]]
     row_sums = [_row_sums(numbers) for numbers in found[:, : columns + 1]]
     return list(zip(row_sums, couplings, strict=True))
@@ -256,9 +264,10 @@ def _sums(batch: Batch, plans: Sequence[Plan] | None) -> Tensor:
     return sums
 
 
-def _overlap(batch: Batch, plans: Sequence[Plan]) -> Tensor:
-    """Return ``P^T diag(alpha) P`` for weights alpha that are scaled to a sum of 1."""
+def _overlap(batch: Batch, plans: Sequence[Plan], whole: Batch) -> Tensor:
+    """Return ``P^T diag(alpha) P`` of a sample, scaled up to the weight of all."""
     overlap: Tensor = batch.prices.new_empty(len(plans), batch.classes + 1, batch.classes + 1)
+    all_weight = torch.stack([bound.sample_weight.sum() for bound in whole.bounds])
     together = max(1, LARGEST_BLOCK // batch.costs[0].numel())
     for first in range(0, len(plans), together):
         some = slice(first, first + together)
@@ -266,8 +275,9 @@ def _overlap(batch: Batch, plans: Sequence[Plan]) -> Tensor:
         masses = torch.stack([plan.matrix for plan in plans[some]])
         slack = torch.stack([plan.slack for plan in plans[some]])
         x = roots(masses, slack, weight)
-        total = weight.sum(dim=1)
-        overlap[some] = torch.bmm(x.mT, x) / torch.where(total > 0, total, 1.0)[:, None, None]
+        sampled = weight.sum(dim=1)
+        scale = all_weight[some] / torch.where(sampled > 0, sampled, 1.0)
+        overlap[some] = torch.bmm(x.mT, x) * scale[:, None, None]
     return overlap
 
 

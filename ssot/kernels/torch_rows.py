@@ -93,13 +93,12 @@ class Batch:
 
     def blocks(self) -> Iterator[Block]:
         """Yield all rows in blocks; the next overwrites the arrays of the last."""
-        height = min(block_height(self.costs[0], len(self.bounds)), self.samples)
-        shape = (len(self.bounds), height, self.classes)
+        height = block_height(self.costs[0], len(self.bounds))
+        shape = (len(self.bounds), min(height, self.samples), self.classes)
         exponents = self.prices.new_empty(shape)
         is_double = self.costs[0].dtype == exponents.dtype
         scaled = exponents if is_double else self.costs[0].new_empty(shape)
-        for start in range(0, self.samples, height):
-            rows = slice(start, min(start + height, self.samples))
+        for rows in _slices(self.samples, height):
             size = rows.stop - rows.start
             yield self._block(rows, exponents[:, :size], scaled[:, :size])
 
@@ -175,5 +174,10 @@ def block_height(matrix: Tensor, problems: int = 1) -> int:
 
 def row_blocks(matrix: Tensor) -> Iterator[slice]:
     """Yield the rows of a matrix in blocks."""
-    height = block_height(matrix)
-    return (slice(i, min(i + height, len(matrix))) for i in range(0, len(matrix), height))
+    return _slices(len(matrix), block_height(matrix))
+
+
+def _slices(samples: int, height: int) -> Iterator[slice]:
+    """Yield slices of so many rows, or fewer at the end: a single empty one of no rows."""
+    starts = range(0, max(samples, 1), height)
+    return (slice(start, min(start + height, samples)) for start in starts)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ssot.adjacency import Edges, GraphLike, SymmetricGraph, graph_in
+from ssot.adjacency import Edges, GraphLike, GraphRows, graph_in
 from ssot.arrays import HOST, isolated, place_of, to_numpy
 from ssot.batch import SolutionBatch
+from ssot.ranks import ranks_of
 from ssot.schedule import semantic_weight as published_semantic_weight
 from ssot.schedule import sigmoid_ramp
 from ssot.solve import OnFailure, solve
-from ssot.subgraph import graph_rows, require_range, restricted, row_count
+from ssot.subgraph import between, graph_rows, require_range, restricted, row_count
 from ssot.training.checks import checked_batch, checked_count
 from ssot.training.memory import MemoryBank
 from ssot.training.prior import AdaptivePrior
@@ -89,6 +91,9 @@ class PseudoLabeler:
         See `solve`. Default "auto".
     on_failure : {"warn", "raise", "return"}
         See `solve`. A call that raises leaves step, prices and prior as they were. Default "warn".
+    group : torch.distributed.ProcessGroup, optional
+        The processes of a data-parallel training: all make each call, with a batch of their own,
+        and label for the banks of all together. Each keeps, and saves, its own state.
 
     Raises
     ------
@@ -121,12 +126,14 @@ class PseudoLabeler:
         tol: float = 1e-3,
         backend: str = "auto",
         on_failure: OnFailure = "warn",
+        group: Any = None,
     ) -> None:
         self.total_steps = checked_count(total_steps, "total_steps")
         self.step = 0
         self.bank = None if capacity is None else MemoryBank(capacity)
         self.prior = prior
-        self._rows = None if graph is None else _prepared(graph)
+        self._ranks = ranks_of(group)
+        self._rows = None if graph is None else _prepared(graph, on_host=self._ranks.size > 1)
         self._ramp, self._semantic_weight = ramp, semantic_weight
         # Lists suit logits on any device.
         self._options = {
@@ -135,6 +142,7 @@ class PseudoLabeler:
             "tol": tol,
             "backend": backend,
             "on_failure": on_failure,
+            "group": group,
         }
         self._leading: tuple[int, ...] | None = None
         self._prices: list[Tensor | None] = []  # of each head and view; None where a solve failed
@@ -162,36 +170,52 @@ class PseudoLabeler:
         ConvergenceError
             If a solve fails and `on_failure` is "raise".
         """
+        with isolated(place_of(logits)):
+            bank, held = self._ranks.share(lambda: self._remember(logits, ids))
+            return self._label(
+                logits.detach(), torch.as_tensor(ids, device=logits.device), bank, held
+            )
+
+    def _remember(self, logits: Tensor, ids: Tensor) -> tuple[MemoryBank, Any]:
+        """Return the bank with the batch in it, and the samples that it holds."""
         ids = checked_batch(logits, ids)
         if self._rows is not None:
             require_range(ids, row_count(self._rows), "ids")
-        with isolated(place_of(logits)):
-            return self._label(logits.detach(), ids)
-
-    def _label(self, logits: Tensor, ids: Tensor) -> PseudoLabels:
-        leading, classes = tuple(logits.shape[:-2]), logits.shape[-1]
         _require_usable(logits)  # or they would stay in the bank
-        prior = self._prior_rows(leading)
+        self._prior_rows(tuple(logits.shape[:-2]))
         bank = MemoryBank(len(ids)) if self.bank is None else self.bank
-        bank.add(logits, ids)
-        held = bank.ids
+        bank.add(logits.detach(), ids)
+        return bank, bank.ids if self._ranks.size == 1 else bank.ids.numpy(force=True)
+
+    def _label(
+        self, logits: Tensor, ids: Tensor, bank: MemoryBank, held: Sequence[Any]
+    ) -> PseudoLabels:
+        """Solve for what the banks of all ranks hold."""
+        leading, classes = tuple(logits.shape[:-2]), logits.shape[-1]
+        samples = sum(map(len, held))
         step = self.step + 1
-        rho, weight = self._scheduled(step, len(held))
+        rho, weight = self._scheduled(step, samples)
         solutions: Any = solve(
-            logits=bank.logits.reshape(-1, len(held), classes),
-            graph=restricted(self._rows, held) if self._rows is not None and weight else None,
+            logits=bank.logits.reshape(-1, len(bank), classes),
+            graph=self._graph_between(bank.ids, held) if weight else None,
             rho=rho,
             semantic_weight=weight,
-            prior=prior,
+            prior=self._prior_rows(leading),
             init=self._starts(leading, classes),
             **self._options,
         )
         rows = bank.positions(ids)
-        plans = torch.stack([len(held) * solution.plan[rows] for solution in solutions])
+        plans = torch.stack([samples * solution.plan[rows] for solution in solutions])
         self._learn(solutions, leading)
         self.step = step
         targets = plans.reshape(logits.shape).to(logits.dtype)
-        return PseudoLabels(targets, solutions, held, step, rho, weight)
+        return PseudoLabels(targets, solutions, bank.ids, step, rho, weight)
+
+    def _graph_between(self, own: Tensor, held: Sequence[Any]) -> Any:
+        """Return the graph's rows of this rank's samples, with columns for those of all."""
+        if self._rows is None or self._ranks.size == 1:
+            return None if self._rows is None else restricted(self._rows, own)
+        return between(self._rows, own.numpy(force=True), np.concatenate(held))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state: numbers and tensors, as ``torch.save`` takes them.
@@ -271,14 +295,16 @@ class PseudoLabeler:
             solution.prices.cpu() if solution.status.is_success else None for solution in solutions
         ]
         if isinstance(self.prior, AdaptivePrior):
-            masses = torch.stack([solution.plan.sum(dim=0) for solution in solutions])
-            self.prior.update(masses.reshape(leading[0] if leading else 1, -1, masses.shape[1]))
+            own = torch.stack([solution.plan.sum(dim=0).double() for solution in solutions])
+            masses = self._ranks.sum(own.numpy(force=True).ravel())
+            heads = leading[0] if leading else 1
+            self.prior.update(torch.from_numpy(masses.reshape(heads, -1, own.shape[1])))
 
 
-def _prepared(graph: GraphLike) -> SymmetricGraph:
+def _prepared(graph: GraphLike, *, on_host: bool) -> GraphRows:
     """Return the rows of a graph; in CPU memory as a SciPy array, which is restricted faster."""
     rows = graph_rows(graph)
-    is_on_device = isinstance(rows, Edges) and rows.starts.device.type != "cpu"
+    is_on_device = isinstance(rows, Edges) and rows.starts.device.type != "cpu" and not on_host
     return rows if is_on_device else graph_in(rows, HOST)
 
 

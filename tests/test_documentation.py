@@ -7,6 +7,7 @@ import inspect
 import logging
 import pkgutil
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ def code_of(page):
     return "\n".join(re.findall(r"```python\n(.*?)```", text_of(page), re.S))
 
 
-def run(page):
+def run(page, **namespace):
     """Run all Python blocks of a page, one after the other, and return what they define."""
-    code, namespace = code_of(page), {}
+    code = code_of(page)
     for library in ("ot", "torch"):
         if re.search(rf"^(import {library}|from ssot.training)", code, re.M):
             pytest.importorskip(library, reason=f"{page} uses it")
@@ -42,8 +43,32 @@ def run(page):
 
 
 @pytest.mark.parametrize("page", sorted(page for page in PAGES if code_of(page)))
-def test_code_runs(page):
-    run(page)
+def test_code_runs(page, request):
+    given = request.getfixturevalue("one_process") if page == "docs/distributed.md" else {}
+    run(page, **given)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Return what a rank has of its own, where it is the only one."""
+    distributed = pytest.importorskip("torch.distributed", reason="ranks are Torch's processes")
+    if not distributed.is_available():
+        pytest.skip("this Torch has no torch.distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rank = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in rank.items():
+        monkeypatch.setenv(name, str(value))
+    rng = np.random.default_rng(0)
+    graph = ssot.knn_graph(rng.normal(size=(40, 3)), k=5)
+    yield {
+        "own_cost": rng.random((40, 3)),
+        "own_graph_rows": graph,
+        "graph": graph,
+        "total_steps": 9,
+    }
+    distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", MODULES)

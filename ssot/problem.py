@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ssot.adjacency import GraphLike, SymmetricGraph, symmetric_graph
-from ssot.arrays import HOST, Array, Place, Vector, isolated, namespace, to_place
+from ssot.arrays import HOST, Array, Place, Vector, isolated, namespace, to_number, to_place
 from ssot.checks import (
     checked_cost,
     class_strengths,
@@ -68,6 +68,8 @@ class Problem:
         Class shares :math:`\beta`, summing to 1. Default uniform.
     sample_weight : (N,) array, optional
         Sample masses :math:`\alpha`, summing to 1. Default uniform.
+    group : torch.distributed.ProcessGroup, optional
+        The processes over which the rows are spread; see `solve`. Default this process alone.
 
     Raises
     ------
@@ -142,12 +144,15 @@ class Problem:
                     "kl_weight": class_strengths(kl_weight, classes, smoothing),
                     "prior": distribution(prior, classes, "prior"),
                 }
+                strength = semantic_weight
+                if strength is not None:
+                    strength = to_number(strength, "semantic_weight")
                 return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
                     shape=(samples, classes),
                     dtype=str(costs.dtype),
                     extent=extent,
                     weight=None if weight is None else WeightSums.of(weight),
-                    settings={**settings, "graph": graph is not None},
+                    settings={**settings, "graph": graph is not None, "semantic_weight": strength},
                 )
 
         parts, facts = ranks.share(check)

@@ -110,7 +110,7 @@ def totals_of(ranks: Sequence[RowFacts]) -> Totals:
 
 
 def _require_alike(ranks: Sequence[RowFacts]) -> None:
-    for rank, facts in enumerate(ranks):
+    for rank, facts in enumerate(ranks[1:], start=1):
         kinds = {
             "cost": ((facts.shape[1], facts.dtype), (ranks[0].shape[1], ranks[0].dtype)),
             "sample_weight": (facts.weight is not None, ranks[0].weight is not None),

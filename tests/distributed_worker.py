@@ -182,6 +182,7 @@ def refused(rank, size, group):
     mistakes = {
         "nan": broken(),
         "rho": {"rho": 0.3 if is_last else 0.4},
+        "semantic weight": {"semantic_weight": 1.0 + is_last},
         "tol": {"tol": 1e-3 if is_last else 1e-4},
         "no graph": {"graph": None if is_last else graph},
         "graph of own rows": {"graph": graph[:, : graph.shape[0]] if is_last else graph},

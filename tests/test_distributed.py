@@ -227,6 +227,7 @@ def test_what_a_solve_with_a_graph_sends(found):
     [
         ("nan", "ValueError", "must not contain NaN"),
         ("rho", "ValueError", "rho must be the same on all ranks"),
+        ("semantic weight", "ValueError", "semantic_weight must be the same on all ranks"),
         ("tol", "ValueError", "must be the same on all ranks"),
         ("no graph", "ValueError", "graph must be the same on all ranks"),
         ("graph of own rows", "ValueError", "samples of all"),

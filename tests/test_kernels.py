@@ -14,7 +14,7 @@ from kernel_problems import (
     softmax_rows,
     system_of,
 )
-from problems import run
+from problems import moved, run
 from tolerances import EVERY_SETTING
 
 from ssot import Problem
@@ -26,6 +26,7 @@ from ssot.curvature import (
     SparseCoupling,
 )
 from ssot.kernels import Plan, make_kernel
+from ssot.kernels.protocol import Bound
 
 
 @pytest.mark.parametrize("setting", EVERY_SETTING, ids=str)
@@ -130,6 +131,48 @@ def test_coupling_solves_its_own_system(setting, size):
     if isinstance(coupling, DenseCoupling):
         overlap, accuracy = coupling.overlap, 1e-9
     assert_solves(coupling, overlap, sums, system, accuracy)
+
+
+@pytest.mark.parametrize("most_rows", [1000, 40])
+def test_the_matrix_of_a_coupling_is_one_of_the_true_masses(setting, problem, kernel, most_rows):
+    sums, coupling = kernel.row_pass(None, prices_of(problem), EPSILON, None)
+    matrix = coupling.matrix(most_rows)
+    np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=1e-12)
+    if isinstance(coupling, SparseCoupling):
+        is_whole = most_rows >= len(problem.cost)
+        accuracy = 1e-6 if is_whole else 0.5  # shares of a sample, which has some rows
+        assert np.abs(matrix.sum(axis=1) - sums.column_mass).sum() <= accuracy
+        assert matrix.sum() == pytest.approx(1.0, abs=1e-6)
+        assert np.linalg.eigvalsh(matrix)[0] >= -1e-12
+    else:
+        np.testing.assert_array_equal(matrix, coupling.matrix(1))
+
+
+def test_parts_of_the_rows_add_up(setting, problem, kernel):
+    """Each part with the weights that its rows have in the problem."""
+    prices, samples = prices_of(problem), len(problem.cost)
+    whole, coupling = kernel.row_pass(None, prices, EPSILON, None)
+    cut = samples // 3
+    parts = []
+    for rows in (slice(0, cut), slice(cut, cut), slice(cut, None)):
+        bound = Bound(
+            cost=moved(problem.cost[rows], kernel.place),
+            sample_weight=moved(problem.sample_weight[rows], kernel.place),
+            graph=None,
+            semantic_weight=0.0,
+            shift=kernel.shift,
+        )
+        parts.append(type(make_kernel(problem, setting.backend))(bound))
+    parts = [AtHome(part).row_pass(None, prices, EPSILON, None) for part in parts]
+    mass = sum(sums.column_mass for sums, _ in parts)
+    np.testing.assert_allclose(mass, whole.column_mass, rtol=0, atol=rounding(problem))
+    total = sum(sums.log_partition for sums, _ in parts)
+    assert total == pytest.approx(whole.log_partition, rel=rounding(problem), abs=1e-12)
+    if isinstance(coupling, DenseCoupling):
+        matrix = sum(coupling.matrix(samples) for _, coupling in parts)
+        off_diagonal = ~np.eye(len(matrix), dtype=bool)
+        difference = (matrix - coupling.matrix(samples))[off_diagonal]
+        assert np.abs(difference).max(initial=0.0) <= 1e-6
 
 
 def test_measure_sums_any_plan(problem, kernel, product):

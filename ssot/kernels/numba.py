@@ -47,6 +47,9 @@ OVERLAP_SHARE = 0.4
 FIRST_ROOM = 8
 """Entries a row to reserve for probabilities that are not counted to a tail; 64 at most occur."""
 
+ABOVE_ALL = 2.0
+"""No probability is as large."""
+
 _one_at_a_time = threading.Lock()
 """Some threading layers of Numba abort the process when two threads enter them."""
 
@@ -89,6 +92,13 @@ class NumbaKernel(NumpyKernel):
             self._reserve(math.ceil(needed.max()))
         sums = _row_sums(column_mass, log_partition)
         return sums, SparseCoupling(self._compressed(counts), self._weight, sums.column_mass)
+
+    def sums(self, product: Array | None, prices: Vector, epsilon: float) -> RowSums:
+        arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
+        counts, needed = np.empty(self.samples, np.int64), np.empty(self._groups)
+        lists = (counts, needed, np.empty(0, np.int32), np.empty(0, np.float32))
+        self._run(compiled.large_entries, *arguments, ABOVE_ALL, 0, *lists)
+        return _row_sums(column_mass, log_partition)
 
     def plan(
         self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None

@@ -38,6 +38,7 @@ class NumpyKernel:
 
     name = "numpy"
     place = HOST
+    kept_every: int | None = None
 
     def __init__(self, bound: Bound) -> None:
         self.resolution = float(np.finfo(bound.cost.dtype).eps)
@@ -81,6 +82,12 @@ class NumpyKernel:
             return sums.result(), DenseCoupling(overlap)
         coupling = SparseCoupling(sparse.vstack(large, "csr"), self._weight, sums.column_mass)
         return sums.result(), coupling
+
+    def sums(self, product: Array | None, prices: Vector, epsilon: float) -> RowSums:
+        sums = _Sums(len(prices))
+        for block in self._softmax_blocks(product, prices, epsilon):
+            sums.add(block, self._weight[block.rows], epsilon)
+        return sums.result()
 
     def plan(
         self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None

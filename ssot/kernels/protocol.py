@@ -113,6 +113,9 @@ class Kernel(Protocol):
         N, of all ranks.
     shift : float
         The common offset of the problem's costs.
+    kept_every : int or None
+        Where a reading of the cost is dear: which rows a sample can have without one, every first,
+        second and so on.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Kernel(Protocol):
     resolution: float
     samples: int
     shift: float
+    kept_every: int | None
 
     @classmethod
     def together(
@@ -136,6 +140,10 @@ class Kernel(Protocol):
         A backend far from the host may solve the `system` at once, which it will be asked next;
         without one, the coupling can be had as a matrix.
         """
+        ...
+
+    def sums(self, product: Matrix | None, prices: Vector, epsilon: float) -> RowSums:
+        """Return the row sums of a row pass alone."""
         ...
 
     def plan(
@@ -160,7 +168,7 @@ class Kernel(Protocol):
         """Turn `new` into ``old + step (new - old)`` in place."""
         ...
 
-    def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
+    def sample(self, product: Matrix | None, every: int) -> tuple[Kernel, Matrix | None]:
         """Return the kernel of each `every`-th sample, and their rows of the product.
 
         Their weights are scaled up to the sum of all, and are uniform where all of them are 0.

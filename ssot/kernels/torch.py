@@ -55,6 +55,7 @@ class TorchKernel:
     """The N x K operations of one problem; those that return numbers take several at once."""
 
     name = "torch"
+    kept_every: int | None = None
 
     def __init__(self, bound: Bound) -> None:
         self.place = place_of(bound.cost)
@@ -74,6 +75,10 @@ class TorchKernel:
         self, product: Tensor | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
         return _row_passes([self], [product], [prices], [epsilon], [system])[0]
+
+    def sums(self, product: Tensor | None, prices: Vector, epsilon: float) -> RowSums:
+        batch = Batch.at([self.bound], [product], [prices], [epsilon])
+        return _row_sums(_to_host(_sums(batch, None))[0])
 
     def plan(
         self, product: Tensor | None, prices: Vector, epsilon: float, out: Plan | None

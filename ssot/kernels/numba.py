@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numba
 import numpy as np
@@ -46,9 +46,6 @@ OVERLAP_SHARE = 0.4
 
 FIRST_ROOM = 8
 """Entries a row to reserve for probabilities that are not counted to a tail; 64 at most occur."""
-
-ABOVE_ALL = 2.0
-"""No probability is as large."""
 
 _one_at_a_time = threading.Lock()
 """Some threading layers of Numba abort the process when two threads enter them."""
@@ -92,13 +89,6 @@ class NumbaKernel(NumpyKernel):
             self._reserve(math.ceil(needed.max()))
         sums = _row_sums(column_mass, log_partition)
         return sums, SparseCoupling(self._compressed(counts), self._weight, sums.column_mass)
-
-    def sums(self, product: Array | None, prices: Vector, epsilon: float) -> RowSums:
-        arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
-        counts, needed = np.empty(self.samples, np.int64), np.empty(self._groups)
-        lists = (counts, needed, np.empty(0, np.int32), np.empty(0, np.float32))
-        self._run(compiled.large_entries, *arguments, ABOVE_ALL, 0, *lists)
-        return _row_sums(column_mass, log_partition)
 
     def plan(
         self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None
@@ -149,6 +139,12 @@ class NumbaKernel(NumpyKernel):
     def interpolate(self, old: Plan, new: Plan, step: float) -> None:
         self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
         new.slack[:] = old.slack + step * (new.slack - old.slack)
+
+    def for_rows(self, cost: Array, weight: Vector) -> Self:
+        kernel = super().for_rows(cost, weight)
+        if not kernel._is_dense:
+            kernel._reserve(self._room)
+        return kernel
 
     @cached_property
     def _edges(self) -> tuple[NDArray[Any], ...]:

@@ -83,12 +83,6 @@ class NumpyKernel:
         coupling = SparseCoupling(sparse.vstack(large, "csr"), self._weight, sums.column_mass)
         return sums.result(), coupling
 
-    def sums(self, product: Array | None, prices: Vector, epsilon: float) -> RowSums:
-        sums = _Sums(len(prices))
-        for block in self._softmax_blocks(product, prices, epsilon):
-            sums.add(block, self._weight[block.rows], epsilon)
-        return sums.result()
-
     def plan(
         self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None
     ) -> tuple[Plan, RowSums]:
@@ -146,14 +140,14 @@ class NumpyKernel:
         if not weight.any():
             weight = np.ones_like(weight)
         total = weight.sum()
-        sampled = self._bound._replace(
-            cost=np.ascontiguousarray(self._cost[::every]),
-            sample_weight=weight * (self._weight.sum() / total) if total else weight,
-            graph=None,
+        sampled = self.for_rows(
+            np.ascontiguousarray(self._cost[::every]),
+            weight * (self._weight.sum() / total) if total else weight,
         )
-        return type(self)(sampled), None if product is None else np.ascontiguousarray(
-            product[::every]
-        )
+        return sampled, None if product is None else np.ascontiguousarray(product[::every])
+
+    def for_rows(self, cost: Array, weight: Vector) -> Self:
+        return type(self)(self._bound._replace(cost=cost, sample_weight=weight, graph=None))
 
     def typical_spread(self, product: Array | None) -> float:
         every = max(1, len(self._cost) // SPREAD_SAMPLE)

@@ -142,10 +142,6 @@ class Kernel(Protocol):
         """
         ...
 
-    def sums(self, product: Matrix | None, prices: Vector, epsilon: float) -> RowSums:
-        """Return the row sums of a row pass alone."""
-        ...
-
     def plan(
         self, product: Matrix | None, prices: Vector, epsilon: float, out: Plan | None
     ) -> tuple[Plan, RowSums]:
@@ -172,6 +168,13 @@ class Kernel(Protocol):
         """Return the kernel of each `every`-th sample, and their rows of the product.
 
         Their weights are scaled up to the sum of all, and are uniform where all of them are 0.
+        """
+        ...
+
+    def for_rows(self, cost: Matrix, weight: Array) -> Kernel:
+        """Return the kernel of other rows of the problem, with their weights and without a graph.
+
+        It begins with what this one has learnt about how much room its passes need.
         """
         ...
 

@@ -76,10 +76,6 @@ class TorchKernel:
     ) -> tuple[RowSums, Coupling]:
         return _row_passes([self], [product], [prices], [epsilon], [system])[0]
 
-    def sums(self, product: Tensor | None, prices: Vector, epsilon: float) -> RowSums:
-        batch = Batch.at([self.bound], [product], [prices], [epsilon])
-        return _row_sums(_to_host(_sums(batch, None))[0])
-
     def plan(
         self, product: Tensor | None, prices: Vector, epsilon: float, out: Plan | None
     ) -> tuple[Plan, RowSums]:
@@ -106,6 +102,9 @@ class TorchKernel:
         weight = torch.where(rows.sample_weight.any(), rows.sample_weight, 1.0)
         weight = weight * (self.bound.sample_weight.sum() / weight.sum())
         return type(self)(rows._replace(sample_weight=weight)), its_product
+
+    def for_rows(self, cost: Tensor, weight: Tensor) -> Self:
+        return type(self)(self.bound._replace(cost=cost, sample_weight=weight, graph=None))
 
     def typical_spread(self, product: Tensor | None) -> float:
         every = max(1, self.samples // SPREAD_SAMPLE)

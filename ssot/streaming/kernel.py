@@ -6,7 +6,6 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,47 +13,17 @@ import numpy as np
 
 from ssot.adjacency import graph_in
 from ssot.arrays import HOST, Array, Vector, namespace, to_place
-from ssot.curvature import Coupling, Indices, System
+from ssot.curvature import Coupling, JointCoupling, System
 from ssot.kernels.protocol import Bound, Kernel, Plan, PlanSums, RowSums
 from ssot.streaming.cost import StreamedCost
 from ssot.streaming.plan import StreamedPlan, StreamedRows
-
-CURVATURE_ROWS = 1 << 14
-"""Rows from which the curvature is formed, at least."""
-
-CURVATURE_SHARE = 1 / 8
-"""Share of all rows from which it is formed, at least, where as many are kept."""
-
-
-@dataclass(frozen=True, eq=False)
-class KeptCoupling:
-    """W of the rows that are kept.
-
-    The mass that a column has beyond theirs counts as coupled to a column that stands still, so
-    that columns of which they know nothing do not move without bound.
-    """
-
-    kept: Coupling
-    beyond: Vector
-
-    def solve(
-        self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
-    ) -> Vector:
-        """Return the direction that these rows make."""
-        stiffer = diagonal + self.beyond[free] / epsilon
-        return self.kept.solve(free, stiffer, gradient, epsilon, longest)
-
-    def matrix(self, most_rows: int) -> Array:
-        """Return W of these rows, scaled up to the weight of all."""
-        return self.kept.matrix(most_rows)
 
 
 class StreamingKernel:
     """The operations over all rows of a streamed cost, of which only some are kept in memory.
 
-    Values, masses and so the gradient come from all rows, the curvature from those kept. Without a
-    graph a plan is its prices; with one, plans and products are memory-mapped files, which the
-    kernel of the host multiplies.
+    Without a graph a plan is its prices; with one, plans and products are memory-mapped files,
+    which the kernel of the host multiplies.
 
     Parameters
     ----------
@@ -76,9 +45,9 @@ class StreamingKernel:
     ) -> None:
         self._cost = cost
         self._bound = bound
-        self._kind = kind
         self._on_host = on_host
         self._kept = kind(bound._replace(sample_weight=self._kept_weight(), graph=None))
+        self._last = self._kept
         self.name = self._kept.name
         self.place = self._kept.place
         self.resolution = self._kept.resolution
@@ -98,24 +67,13 @@ class StreamingKernel:
     def row_pass(
         self, product: Array | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
-        """Return the row sums of all rows, and the coupling of those kept."""
-        sums = self.sums(product, prices, epsilon)
-        effort = 1.0 if system is None else system.effort
-        wanted = effort * max(CURVATURE_ROWS, CURVATURE_SHARE * self.samples)
-        every = self._every * max(1, int(self._kept.samples / wanted))
-        kernel, its_product = self.sample(product, every)
-        its_sums, coupling = kernel.row_pass(its_product, prices, epsilon, None)
-        beyond = (sums.column_mass - its_sums.column_mass).clip(min=0.0)
-        return sums, KeptCoupling(coupling, beyond)
-
-    def sums(self, product: Array | None, prices: Vector, epsilon: float) -> RowSums:
-        """Return the row sums."""
-        column_mass, log_partition = np.zeros(len(prices)), 0.0
+        """Return the row sums, and how the columns are coupled."""
+        sums, coupling = _Sums(len(prices)), JointCoupling()
         for rows, kernel in self._kernels():
-            part = kernel.sums(self._part(product, rows), prices, epsilon)
-            column_mass += part.column_mass
-            log_partition += part.log_partition
-        return RowSums(column_mass, log_partition)
+            part, its_coupling = kernel.row_pass(self._part(product, rows), prices, epsilon, None)
+            sums.add(part)
+            coupling.add(its_coupling)
+        return sums.result(), coupling.result()
 
     def plan(
         self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None
@@ -124,7 +82,7 @@ class StreamingKernel:
         if self._bound.graph is None or not self._bound.semantic_weight:
             return self._measured_plan(prices, epsilon)
         plan = out or Plan(self._file(), np.empty(self.samples))
-        column_mass, log_partition = np.zeros(len(prices)), 0.0
+        sums = _Sums(len(prices))
         for rows, kernel in self._kernels():
             target = Plan(*(part[rows] for part in plan))
             room = target if self.place == HOST else None
@@ -132,9 +90,8 @@ class StreamingKernel:
             if room is None:
                 for source, stored in zip(made, target, strict=True):
                     stored[:] = to_place(source, HOST)
-            column_mass += part.column_mass
-            log_partition += part.log_partition
-        return plan, RowSums(column_mass, log_partition)
+            sums.add(part)
+        return plan, sums.result()
 
     def plan_rows(self, prices: Vector, epsilon: float) -> Iterator[StreamedRows]:
         """Yield a plan without a graph in blocks, of arrays of their own."""
@@ -175,6 +132,10 @@ class StreamingKernel:
             return self._kept, kept
         return self._kept.sample(kept, further)
 
+    def for_rows(self, cost: Array, weight: Array) -> Kernel:
+        """Return the kernel of rows in memory."""
+        return self._kept.for_rows(cost, weight)
+
     def typical_spread(self, product: Array | None) -> float:
         """Return how far a row's median cost lies above its minimum, in a typical kept row."""
         return self._kept.typical_spread(self.sample(product, self._every)[1])
@@ -182,16 +143,15 @@ class StreamingKernel:
     def _measured_plan(self, prices: Vector, epsilon: float) -> tuple[Plan, RowSums]:
         """Return a plan that is not stored, measured on the way."""
         slack, plan = np.empty(self.samples), None
-        column_mass, log_partition, parts = np.zeros(len(prices)), 0.0, []
+        sums, parts = _Sums(len(prices)), []
         for rows, kernel in self._kernels():
             fits = plan is not None and len(plan.slack) == rows.stop - rows.start
             plan, part = kernel.plan(None, prices, epsilon, plan if fits else None)
             parts.append(kernel.measure(plan, None))
             slack[rows] = to_place(plan.slack, HOST)
-            column_mass += part.column_mass
-            log_partition += part.log_partition
+            sums.add(part)
         matrix = StreamedPlan(lambda: self.plan_rows(prices, epsilon), _added(parts))
-        return Plan(matrix, slack), RowSums(column_mass, log_partition)
+        return Plan(matrix, slack), sums.result()
 
     def _kernels(self) -> Iterator[tuple[slice, Kernel]]:
         """Read the cost, and yield the kernel of each block."""
@@ -199,8 +159,9 @@ class StreamingKernel:
             yield rows, self._kernel_of(rows, cost)
 
     def _kernel_of(self, rows: slice, cost: Array) -> Kernel:
-        weight, block = self._bound.sample_weight[rows], to_place(cost, self.place)
-        return self._kind(self._bound._replace(cost=block, sample_weight=weight, graph=None))
+        weight = self._bound.sample_weight[rows]
+        self._last = self._last.for_rows(to_place(cost, self.place), weight)
+        return self._last
 
     def _part(self, product: Array | None, rows: slice) -> Array | None:
         return None if product is None else to_place(product[rows], self.place)
@@ -230,6 +191,21 @@ class StreamingKernel:
     def _dtype(self) -> np.dtype[Any]:
         dtype: np.dtype[Any] = to_place(self._bound.cost[:1], HOST).dtype
         return dtype
+
+
+class _Sums:
+    """Adds up the row sums of blocks."""
+
+    def __init__(self, columns: int) -> None:
+        self._column_mass = np.zeros(columns)
+        self._log_partition = 0.0
+
+    def add(self, part: RowSums) -> None:
+        self._column_mass += part.column_mass
+        self._log_partition += part.log_partition
+
+    def result(self) -> RowSums:
+        return RowSums(self._column_mass, self._log_partition)
 
 
 def scratch_matrix(

@@ -10,7 +10,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.arrays import HOST, Array, Place, checked_array, namespace, to_computing_dtype, to_place
+from ssot.arrays import (
+    HOST,
+    Array,
+    Place,
+    checked_array,
+    is_single,
+    namespace,
+    place_of,
+    to_computing_dtype,
+    to_place,
+)
 from ssot.checks import (
     Extent,
     LogPartition,
@@ -152,25 +162,37 @@ class _Keeper:
 
     def __init__(self, shape: tuple[int, int] | None) -> None:
         self.every = 1
-        self._shape = shape
-        self._parts: list[Array] = []
-        self._samples = 0
+        self._samples = None if shape is None else shape[0]
+        self._room: Array = None
+        self._count = 0
 
     def add(self, block: Array, start: int) -> None:
         """Keep rows of a block of costs."""
-        row_bytes = block.dtype.itemsize * block.shape[1]
-        if not self._parts and self._shape is not None:
-            self.every = max(1, -(-self._shape[0] * row_bytes // KEPT_BYTES))
-        self._parts.append(
-            namespace(block).asarray(block[-start % self.every :: self.every], copy=True)
-        )
-        while sum(map(len, self._parts)) * row_bytes > 2 * KEPT_BYTES:
-            self.every *= 2
-            self._parts = [namespace(block).asarray(self.rows()[::2], copy=True)]
+        if self._room is None:
+            self._reserve(block)
+        while True:
+            rows = block[-start % self.every :: self.every]
+            end = self._count + len(rows)
+            if end <= len(self._room):
+                break
+            kept = self.rows()[::2]
+            self._room[: len(kept)] = namespace(kept).asarray(kept, copy=True)
+            self._count, self.every = len(kept), 2 * self.every
+        self._room[self._count : end] = rows
+        self._count = end
 
     def rows(self) -> Array:
         """Return the rows kept so far."""
-        return namespace(self._parts[0]).concat(self._parts)
+        return self._room[: self._count]
+
+    def _reserve(self, block: Array) -> None:
+        """Make room, for all rows that will be kept where their number is known."""
+        most = max(1, KEPT_BYTES // (block.dtype.itemsize * block.shape[1]))
+        if self._samples is not None:
+            self.every = -(-self._samples // most)
+            most = -(-self._samples // self.every)
+        dtype = np.float32 if is_single(block) else np.float64
+        self._room = to_place(np.empty((most, block.shape[1]), dtype), place_of(block))
 
 
 def _joint(extents: list[Extent]) -> Extent:

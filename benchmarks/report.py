@@ -25,7 +25,7 @@ def markdown(results):
     parts += map(_growth, results["growth"])
     parts += map(training_step, results["steps"])
     if results["streams"]:
-        parts.append(_streams(results["streams"]))
+        parts.append(streams(results["streams"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -156,7 +156,8 @@ def _growth(growth):
     )
 
 
-def _streams(found):
+def streams(found):
+    """Return the section on costs that are read from a file."""
     header = ("problem", "ended", "seconds", "reads", "residual", "gap", "steps", "private memory")
     rows = [
         (

@@ -107,14 +107,12 @@ def solve_inner(
         start = yield from _anneal(semidual, epsilon, max_passes, otherwise=end.point.prices)
         end = yield from climb(semidual, start, epsilon, goal, max_passes)
     solution = yield from _finish(semidual, end, epsilon, tol, out)
-    if goal.stopped:
-        return replace(solution, stopped=True)
-    if end.done and not semidual.meets(solution, tol):
-        goal = _Goal(semidual, tol, 0.0, spare_steps=0)
+    if end.done and not goal.stopped and not semidual.meets(solution, tol):
+        goal = _Goal(semidual, tol, 0.0, spare_steps=0, watch=watch)
         start = columns.restrict(solution.prices)
         end = yield from climb(semidual, start, epsilon, goal, max_passes)
         solution = yield from _finish(semidual, end, epsilon, tol, solution.plan)
-    return solution
+    return replace(solution, stopped=goal.stopped)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from problems import (
 from scipy import sparse
 
 import ssot
-from ssot import RowBlocks, Status, solve
+from ssot import RowBlocks, Status, curvature, solve
 from ssot.arrays import HOST
 from ssot.streaming import cost as streaming_cost
 
@@ -153,6 +153,17 @@ def test_where_all_rows_are_kept_the_numbers_are_those_of_arrays(setting, monkey
         moved(from_blocks.prices, HOST), moved(solution.prices, HOST), **allowed
     )
     np.testing.assert_allclose(from_blocks.objective.terms, solution.objective.terms, **allowed)
+
+
+@pytest.mark.parametrize("most", [300, 3000])
+def test_curvature_from_some_of_the_large_probabilities(monkeypatch, most):
+    monkeypatch.setattr(streaming_cost, "KEPT_BYTES", 1 << 17)
+    monkeypatch.setattr(curvature, "MOST_LARGE_ENTRIES", most)
+    logits = logits_of(3000, 140)
+    found = solve(logits=RowBlocks(logits, rows=400), rho=0.5)
+    expected = solve(logits=logits, rho=0.5)
+    assert found.status is Status.CONVERGED
+    assert found.objective.total == pytest.approx(expected.objective.total, abs=2e-6)
 
 
 def test_a_class_that_no_kept_row_may_join():

@@ -35,6 +35,9 @@ SAMPLED_ROWS = 1 << 14
 SAMPLED_ROWS_PER_COLUMN = 32
 """Fewest of them for each column."""
 
+MOST_LARGE_ENTRIES = 1 << 24
+"""Most probabilities that are kept of rows that come in parts: 200 megabytes."""
+
 CG_ACCURACY = 1e-2
 """Relative residual at which conjugate gradients stop."""
 
@@ -156,11 +159,18 @@ class SparseCoupling:
         beyond = (self.column_mass - self.large.T @ self.weight).clip(min=0.0)
         return np.asarray(beyond / (beyond.sum() or 1.0))
 
+    def thinned(self, first: int, every: int) -> SparseCoupling:
+        """Return the coupling of each `every`-th row, with the weight of all."""
+        if every == 1:
+            return self
+        weight = self.weight[first::every]
+        weight = weight * (self.weight.sum() / (weight.sum() or 1.0))
+        return SparseCoupling(self.large[first::every], weight, self.column_mass)
+
     def matrix(self, most_rows: int) -> NDArray[np.float64]:
         """Return W of the sparse plus rank-one probabilities, from evenly spaced rows."""
-        every = max(1, -(-len(self.weight) // most_rows))
-        large, weight, tail = self.large[::every], self.weight[::every], self.tail[::every]
-        weight = weight * (self.weight.sum() / (weight.sum() or 1.0))
+        some = self.thinned(0, max(1, -(-len(self.weight) // most_rows)))
+        large, weight, tail = some.large, some.weight, some.tail
         weighted = large * weight[:, None]
         across = np.outer(weighted.T @ tail, self.share)
         beyond = (weight @ tail**2) * np.outer(self.share, self.share)
@@ -203,6 +213,44 @@ class SparseCoupling:
             return np.asarray(spread[free] / epsilon + diagonal * direction)
 
         return _conjugate_gradients(multiply, gradient, jacobi, longest)
+
+
+class JointCoupling:
+    """W of rows that come in parts, each with the coupling that a pass without a system brings.
+
+    Of sparse probabilities it keeps evenly spaced rows where all would be too many.
+    """
+
+    def __init__(self) -> None:
+        self._overlap: NDArray[np.float64] | None = None
+        self._parts: list[SparseCoupling] = []
+        self._every = 1
+        self._rows = 0
+
+    def add(self, part: Coupling) -> None:
+        """Add that of further rows."""
+        if not isinstance(part, SparseCoupling):
+            overlap = part.matrix(most_rows=np.iinfo(np.int64).max)
+            self._overlap = overlap if self._overlap is None else self._overlap + overlap
+            return
+        self._parts.append(part.thinned(-self._rows % self._every, self._every))
+        self._rows += len(part.weight)
+        while sum(kept.large.nnz for kept in self._parts) > MOST_LARGE_ENTRIES:
+            self._every *= 2
+            self._parts = [self._joint().thinned(0, 2)]
+
+    def result(self) -> Coupling:
+        """Return that of all rows."""
+        if self._overlap is not None:
+            return DenseCoupling(self._overlap)
+        return self._joint()
+
+    def _joint(self) -> SparseCoupling:
+        return SparseCoupling(
+            large=sparse.vstack([part.large for part in self._parts], "csr"),
+            weight=np.concatenate([part.weight for part in self._parts]),
+            column_mass=np.sum([part.column_mass for part in self._parts], axis=0),
+        )
 
 
 @dataclass(frozen=True, eq=False)

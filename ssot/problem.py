@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from ssot.adjacency import GraphLike, SymmetricGraph, symmetric_graph
 from ssot.arrays import HOST, Array, Place, Vector, isolated, namespace, to_number, to_place
 from ssot.checks import (
-    checked_cost,
     class_strengths,
     common_place,
     distribution,
@@ -23,6 +22,15 @@ from ssot.checks import (
 )
 from ssot.ranks import Ranks, ranks_of
 from ssot.rows import RowFacts, Totals, WeightSums, totals_of
+from ssot.streaming.cost import (
+    Cost,
+    StreamedCost,
+    mask_digest,
+    outline_of,
+    read_cost,
+    row_blocks,
+)
+from ssot.streaming.source import RowBlocks, peeked
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -41,7 +49,7 @@ class Problem:
 
     Parameters
     ----------
-    cost : (N, K) array, optional
+    cost : (N, K) array or RowBlocks, optional
         Cost :math:`C` of giving sample i to class j, in any unit; ``-log softmax(logits)`` in
         clustering. ``inf`` forbids a pair. float64 and float32 are computed as such, shorter
         ones in float32, integers in float64. Exactly one of `cost` and `logits` must be given.
@@ -49,7 +57,7 @@ class Problem:
         Semantic graph :math:`S`; only :math:`W = (S + S^T) / 2` matters, and is what the attribute
         holds. A SciPy sparse array, a sparse tensor of any layout, a dense array or tensor, or two
         (N, k) arrays or tensors: the neighbours of each sample and their weights.
-    logits : (N, K) array, optional
+    logits : (N, K) array or RowBlocks, optional
         In place of `cost`. ``-inf`` masks a class: its plan is 0.
     rho : float
         Transported mass in (0, 1]: the fraction of the samples that is labelled. In training it
@@ -93,7 +101,7 @@ class Problem:
     Imbalanced Clustering", arXiv 2404.03446.
     """
 
-    cost: Array
+    cost: Cost
     graph: SymmetricGraph | None
     rho: float
     epsilon: float
@@ -108,10 +116,10 @@ class Problem:
 
     def __init__(
         self,
-        cost: ArrayLike | None = None,
+        cost: ArrayLike | RowBlocks | None = None,
         graph: GraphLike | None = None,
         *,
-        logits: ArrayLike | None = None,
+        logits: ArrayLike | RowBlocks | None = None,
         rho: ArrayLike = 1.0,
         epsilon: ArrayLike = 0.1,
         kl_weight: ArrayLike = 1.0,
@@ -124,15 +132,15 @@ class Problem:
 
         def check() -> tuple[dict[str, Any], RowFacts]:
             place = common_place(
-                cost=cost,
-                logits=logits,
+                cost=peeked(cost),
+                logits=peeked(logits),
                 graph=graph,
                 kl_weight=kl_weight,
                 prior=prior,
                 sample_weight=sample_weight,
             )
             with isolated(place):
-                costs, extent = checked_cost(cost, logits, place, fewest=int(ranks.size == 1))
+                costs, extent = read_cost(cost, logits, place, fewest=int(ranks.size == 1))
                 samples, classes = costs.shape
                 weight = sample_weight
                 if weight is not None:
@@ -159,12 +167,13 @@ class Problem:
         totals, weight = totals_of(facts), parts.pop("weight")
         place, costs = parts["place"], parts["cost"]
         with isolated(place):
-            w = None if graph is None else symmetric_graph(graph, costs, ranks)
+            outline = outline_of(costs)
+            w = None if graph is None else symmetric_graph(graph, outline, ranks)
             parts.update(
                 ranks=ranks,
                 totals=totals,
                 graph=w,
-                semantic_weight=semantic_strength(semantic_weight, w, costs, totals.samples),
+                semantic_weight=semantic_strength(semantic_weight, w, outline, totals.samples),
                 sample_weight=to_place(np.full(len(costs), 1.0 / totals.samples), place)
                 if weight is None
                 else weight / totals.given_weight,
@@ -187,9 +196,14 @@ class Problem:
         """Whether the graph takes part in the problem."""
         return self.graph is not None and self.semantic_weight > 0
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the cost is read block by block, and is a `StreamedCost` here."""
+        return isinstance(self.cost, StreamedCost)
+
     def has_constraints_of(self, other: Problem) -> bool:
         """Whether a plan that is feasible for `other` is feasible here: same masses, same masks."""
-        xp = namespace(self.cost)
+        xp = namespace(self.sample_weight)
         is_hard = np.isinf(self.kl_weight)
         return (
             self.rho == other.rho
@@ -198,11 +212,14 @@ class Problem:
             and np.array_equal(self.prior > 0, other.prior > 0)
             and self.totals.forbids_pairs == other.totals.forbids_pairs
             and bool(xp.all(self.sample_weight == to_place(other.sample_weight, self.place)))
-            and (
-                not self.totals.forbids_pairs
-                or bool(xp.all(xp.isinf(self.cost) == xp.isinf(to_place(other.cost, self.place))))
-            )
+            and (not self.totals.forbids_pairs or self._has_mask_of(other))
         )
+
+    def _has_mask_of(self, other: Problem) -> bool:
+        if self.is_streamed or other.is_streamed:
+            return mask_digest(self.cost) == mask_digest(other.cost)
+        xp = namespace(self.cost)
+        return bool(xp.all(xp.isinf(self.cost) == xp.isinf(to_place(other.cost, self.place))))
 
 
 def _reachable(problem: Problem) -> NDArray[np.bool_]:
@@ -211,9 +228,12 @@ def _reachable(problem: Problem) -> NDArray[np.bool_]:
         return np.ones(problem.cost.shape[1], dtype=bool)
 
     def find() -> tuple[None, NDArray[np.bool_]]:
-        xp = namespace(problem.cost)
-        has_mass = (problem.sample_weight > 0)[:, None]
-        return None, to_place(xp.any(xp.isfinite(problem.cost) & has_mass, axis=0), HOST)
+        xp = namespace(problem.sample_weight)
+        is_reached = np.zeros(problem.cost.shape[1], dtype=bool)
+        for rows, cost in row_blocks(problem.cost):
+            has_mass = (problem.sample_weight[rows] > 0)[:, None]
+            is_reached |= to_place(xp.any(xp.isfinite(cost) & has_mass, axis=0), HOST)
+        return None, is_reached
 
     _, of_ranks = problem.ranks.share(find)
     reachable: NDArray[np.bool_] = np.logical_or.reduce(of_ranks)
@@ -239,9 +259,10 @@ def _require_allowed_mass(problem: Problem) -> None:
     is_open = to_place(problem.reachable & (problem.prior > 0), problem.place)
 
     def find() -> tuple[None, tuple[float, list[int]]]:
-        xp = namespace(problem.cost)
-        has_mass = problem.sample_weight > 0
-        forbidden = xp.all(xp.isinf(problem.cost) | ~is_open, axis=1) & has_mass
+        xp = namespace(problem.sample_weight)
+        forbidden = problem.sample_weight > 0
+        for rows, cost in row_blocks(problem.cost):
+            forbidden[rows] &= xp.all(xp.isinf(cost) | ~is_open, axis=1)
         mass = float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
         return None, (mass, xp.nonzero(forbidden)[0].tolist())
 

@@ -93,6 +93,15 @@ def test_training_loop_with_solve():
     np.testing.assert_allclose(labels.sum(axis=1), solution.confidence, rtol=1e-6)
 
 
+def test_large_problems(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = run("docs/large.md")
+    assert namespace["stopped"].status is ssot.Status.STOPPED
+    assert namespace["solution"].status is ssot.Status.CONVERGED
+    written = np.load("plan.npy")
+    assert written.sum() == pytest.approx(0.3, abs=1e-6)
+
+
 def test_training_loop_with_a_labeler():
     torch = pytest.importorskip("torch", reason="training is Torch's")
     train = run("docs/training.md")["train"]

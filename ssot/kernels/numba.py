@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numba
 import numpy as np
@@ -139,6 +139,12 @@ class NumbaKernel(NumpyKernel):
     def interpolate(self, old: Plan, new: Plan, step: float) -> None:
         self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
         new.slack[:] = old.slack + step * (new.slack - old.slack)
+
+    def for_rows(self, cost: Array, weight: Vector) -> Self:
+        kernel = super().for_rows(cost, weight)
+        if not kernel._is_dense:
+            kernel._reserve(self._room)
+        return kernel
 
     @cached_property
     def _edges(self) -> tuple[NDArray[Any], ...]:

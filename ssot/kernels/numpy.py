@@ -39,6 +39,7 @@ class NumpyKernel:
     name = "numpy"
     place = HOST
     adds_up = False
+    kept_every: int | None = None
 
     def __init__(self, bound: Bound) -> None:
         self.resolution = float(np.finfo(bound.cost.dtype).eps)
@@ -140,14 +141,14 @@ class NumpyKernel:
         if not weight.any():
             weight = np.ones_like(weight)
         total = weight.sum()
-        sampled = self._bound._replace(
-            cost=np.ascontiguousarray(self._cost[::every]),
-            sample_weight=weight * (self._weight.sum() / total) if total else weight,
-            graph=None,
+        sampled = self.for_rows(
+            np.ascontiguousarray(self._cost[::every]),
+            weight * (self._weight.sum() / total) if total else weight,
         )
-        return type(self)(sampled), None if product is None else np.ascontiguousarray(
-            product[::every]
-        )
+        return sampled, None if product is None else np.ascontiguousarray(product[::every])
+
+    def for_rows(self, cost: Array, weight: Vector) -> Self:
+        return type(self)(self._bound._replace(cost=cost, sample_weight=weight, graph=None))
 
     def typical_spread(self, product: Array | None) -> float:
         every = max(1, len(self._cost) // SPREAD_SAMPLE)

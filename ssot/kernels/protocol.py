@@ -117,6 +117,9 @@ class Kernel(Protocol):
         The common offset of the problem's costs.
     adds_up : bool
         Whether a row pass with a `System` returns the sums of all ranks, not of its own rows.
+    kept_every : int or None
+        Where a reading of the cost is dear: which rows a sample can have without one, every first,
+        second and so on.
     """
 
     name: str
@@ -125,6 +128,7 @@ class Kernel(Protocol):
     samples: int
     shift: float
     adds_up: bool
+    kept_every: int | None
 
     @classmethod
     def together(
@@ -169,10 +173,17 @@ class Kernel(Protocol):
         """Turn `new` into ``old + step (new - old)`` in place."""
         ...
 
-    def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
+    def sample(self, product: Matrix | None, every: int) -> tuple[Kernel, Matrix | None]:
         """Return the kernel of each `every`-th sample, and their rows of the product.
 
         Their weights are scaled up to the sum of all, and are uniform where all of them are 0.
+        """
+        ...
+
+    def for_rows(self, cost: Matrix, weight: Array) -> Kernel:
+        """Return the kernel of other rows of the problem, with their weights and without a graph.
+
+        It begins with what this one has learnt about how much room its passes need.
         """
         ...
 

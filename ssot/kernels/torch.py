@@ -53,6 +53,7 @@ class TorchKernel:
     """The N x K operations of one problem; those that return numbers take several at once."""
 
     name = "torch"
+    kept_every: int | None = None
 
     def __init__(self, bound: Bound) -> None:
         self.place = place_of(bound.cost)
@@ -100,6 +101,9 @@ class TorchKernel:
         weight = torch.where(rows.sample_weight.any(), rows.sample_weight, 1.0)
         weight = weight * (self.bound.sample_weight.sum() / weight.sum())
         return type(self)(rows._replace(sample_weight=weight)), its_product
+
+    def for_rows(self, cost: Tensor, weight: Tensor) -> Self:
+        return type(self)(self.bound._replace(cost=cost, sample_weight=weight, graph=None))
 
     def typical_spread(self, product: Tensor | None) -> float:
         every = max(1, self.samples // SPREAD_SAMPLE)

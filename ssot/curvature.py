@@ -117,14 +117,17 @@ class SparseCoupling:
     large : (N, K + 1) sparse array
         The entries of P from `LARGEST_TAIL` on.
     weight : (N,) array
-        The sample weights.
+        The sample weights; 0 for loose rows, which couple each column with the last one alone.
     column_mass : (K + 1,) array
-        ``P^T alpha``.
+        The masses of the columns.
+    loose_mass : (K + 1,) array or None
+        What of these the loose rows have, where there are any.
     """
 
     large: sparse.csr_array
     weight: Vector
     column_mass: Vector
+    loose_mass: Vector | None = None
 
     @cached_property
     def tail(self) -> Vector:
@@ -134,13 +137,16 @@ class SparseCoupling:
     @cached_property
     def share(self) -> Vector:
         """Proportion in which the tails are spread over the columns."""
-        beyond = (self.column_mass - self.large.T @ self.weight).clip(min=0.0)
+        beyond = self.column_mass - self.large.T @ self.weight
+        if self.loose_mass is not None:
+            beyond = beyond - self.loose_mass
+        beyond = beyond.clip(min=0.0)
         return np.asarray(beyond / (beyond.sum() or 1.0))
 
     @cached_property
     def _mass(self) -> Vector:
         """Row sums of W."""
-        return np.asarray(self._transposed(self.weight * self._rows(np.ones(len(self.share)))))
+        return self._image(np.ones(len(self.share)))
 
     @cached_property
     def _diagonal(self) -> Vector:
@@ -154,8 +160,14 @@ class SparseCoupling:
     def _rows(self, prices: Vector) -> Vector:
         return np.asarray(self.large @ prices + self.tail * (self.share * prices).sum())
 
-    def _transposed(self, rows: Vector) -> Vector:
-        return np.asarray(self.large.T @ rows + self.share * (self.tail * rows).sum())
+    def _image(self, prices: Vector) -> Vector:
+        """Return the product of W with some prices."""
+        rows = self.weight * self._rows(prices)
+        image = np.asarray(self.large.T @ rows + self.share * (self.tail * rows).sum())
+        if self.loose_mass is not None:
+            image[:-1] += self.loose_mass[:-1] * prices[-1]
+            image[-1] += (self.loose_mass[:-1] * prices[:-1]).sum()
+        return image
 
     def solve(
         self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
@@ -168,9 +180,7 @@ class SparseCoupling:
         def multiply(direction: Vector) -> Vector:
             everywhere = np.zeros(len(self.share))
             everywhere[free] = direction
-            spread = self._mass * everywhere - self._transposed(
-                self.weight * self._rows(everywhere)
-            )
+            spread = self._mass * everywhere - self._image(everywhere)
             return np.asarray(spread[free] / epsilon + diagonal * direction)
 
         return _conjugate_gradients(multiply, gradient, jacobi, longest)

@@ -5,7 +5,9 @@ the prices g that maximise the smooth concave function
 
     D(g) = eps sum alpha log alpha - eps sum_i alpha_i lse_i(g) + potential(g).
 
-Its gradient is ``demand - column mass``; one row pass yields value, gradient and curvature.
+Its gradient is ``demand - column mass``; one row pass yields value, gradient and curvature. Without
+entropy of the slack it is smooth in pieces: its gradient is continuous, with a kink wherever a row
+is just filled.
 """
 
 from __future__ import annotations
@@ -143,7 +145,7 @@ class SemiDual:
             longest=longest,
             effort=effort,
         )
-        expanded = columns.expand(prices)
+        expanded = columns.kernel_prices(prices, epsilon)
         sums, coupling = yield from lockstep.row_pass(
             self.kernel, self.product, expanded, epsilon, system
         )
@@ -154,14 +156,14 @@ class SemiDual:
     ) -> Steps[tuple[Plan, Point]]:
         """Return the plan of the prices, and evaluate the dual and its gradient from it."""
         self.passes += 1
-        expanded = self.columns.expand(prices)
+        expanded = self.columns.kernel_prices(prices, epsilon)
         plan, sums = yield from lockstep.plan(self.kernel, self.product, expanded, epsilon, out)
         return plan, self._point(prices, self.columns.demand(prices), sums, epsilon, None)
 
     def of_sample(self, every: int) -> SemiDual:
         """Return the semi-dual of each `every`-th row, up to a constant."""
         kernel, product = self.kernel.sample(self.product, every)
-        return SemiDual(kernel, product, self.columns, 0.0)
+        return SemiDual(kernel, product, self.columns.of_sample(every), 0.0)
 
     def meets(self, point: Judged, tol: float, contraction: float = 1.0) -> bool:
         """Tell whether residual and gap, contracted, are within `tol`, or below what is known."""

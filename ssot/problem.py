@@ -18,6 +18,7 @@ from ssot.checks import (
     first_true,
     positive_number,
     semantic_strength,
+    switch,
     transported_mass,
 )
 
@@ -65,6 +66,12 @@ class Problem:
         Class shares :math:`\beta`, summing to 1. Default uniform.
     sample_weight : (N,) array, optional
         Sample masses :math:`\alpha`, summing to 1. Default uniform.
+    slack_entropy : bool
+        Whether the slack :math:`\xi` has an entropy, as published. With False the last sum is left
+        out, as in POT's partial transport (Benamou et al., arXiv 1412.5154): a sample gets all that
+        its classes ask for up to its mass, so that many are labelled wholly, and the others keep
+        but a trace far above their cost. At ``rho=1`` there is no slack, and no difference.
+        Default True.
 
     Raises
     ------
@@ -96,6 +103,7 @@ class Problem:
     semantic_weight: float
     prior: Vector
     sample_weight: Array
+    slack_entropy: bool
     place: Place
 
     def __init__(
@@ -110,6 +118,7 @@ class Problem:
         semantic_weight: ArrayLike | None = None,
         prior: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        slack_entropy: bool = True,
     ) -> None:
         place = common_place(
             cost=cost,
@@ -135,6 +144,7 @@ class Problem:
                 "semantic_weight": semantic_strength(semantic_weight, w, costs),
                 "prior": distribution(prior, classes, "prior", HOST),
                 "sample_weight": distribution(sample_weight, samples, "sample_weight", place),
+                "slack_entropy": switch(slack_entropy, "slack_entropy"),
                 "place": place,
             }
         for name, value in checked.items():

@@ -88,6 +88,7 @@ def solve(
     semantic_weight: ArrayLike | None = None,
     prior: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
+    slack_entropy: bool | ArrayLike = True,
     tol: float = 1e-6,
     max_steps: int = 200,
     max_passes: int = 2000,
@@ -104,7 +105,8 @@ def solve(
 
     Parameters
     ----------
-    cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight
+    cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight, \
+    slack_entropy
         The problem; see `Problem` for the formula, shapes, units and ranges. A cost or logits of
         shape (B, N, K) make a batch of B problems, solved together. Any other argument may then
         have a leading dimension B as well, the graph as a list; without one it holds for all.
@@ -160,6 +162,7 @@ def solve(
         "semantic_weight": semantic_weight,
         "prior": prior,
         "sample_weight": sample_weight,
+        "slack_entropy": slack_entropy,
     }
     several = is_batch(arguments)
     each = split_arguments(arguments) if several else [arguments]

@@ -79,6 +79,7 @@ def _bound(problem: Problem, place: Place) -> Bound:
         graph=None if problem.graph is None else graph_in(problem.graph, place),
         semantic_weight=problem.semantic_weight,
         shift=problem.common_offset,
+        slack_entropy=problem.slack_entropy,
     )
 
 

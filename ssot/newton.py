@@ -55,6 +55,9 @@ SUFFICIENT_GAIN = 0.05
 LINE_SEARCH_PASSES = 4
 """Row passes along one direction before the scaling sweep takes over."""
 
+KINK_REACH = 1.0
+"""How far beyond a kink, in units of epsilon, another Newton step is tried."""
+
 TOO_STIFF = 0.4
 """Share of the slope left after an undamped Newton step from which a longer one is tried."""
 
@@ -326,8 +329,27 @@ class Ascent:
                 and trial.residual < point.residual
             ):
                 return trial, step
+            beyond = yield from self._past_kink(point, direction, trial, step)
+            if beyond is not None:
+                return beyond, 0.5 * step
             step *= float(np.clip(slope / (slope - trial_slope), 0.1, 0.7))
         return None, step
+
+    def _past_kink(
+        self, point: Point, direction: Vector, trial: Point, step: float
+    ) -> Steps[Point | None]:
+        """Return a point one Newton step on from a trial that went too far, if it has come right.
+
+        Past the kink where a row ceases to be full the slope may fall a million times as fast: the
+        model from before it is useless there, however short the step, and the one past it is good.
+        """
+        is_near = step * np.abs(direction).max() <= KINK_REACH * self.epsilon
+        if self.semidual.columns.slack_entropy or not is_near:
+            return None
+        found = yield from self._trial(trial, self.newton_direction(trial))
+        gain, hoped_for = found.dual - point.dual, step * float(point.gradient @ direction)
+        is_right = gain >= SUFFICIENT_GAIN * hoped_for or found.residual < 0.5 * point.residual
+        return found if is_right else None
 
     def _extend(
         self, point: Point, direction: Vector, trial: Point, remaining: float

@@ -68,10 +68,12 @@ class Problem:
         Sample masses :math:`\alpha`, summing to 1. Default uniform.
     slack_entropy : bool
         Whether the slack :math:`\xi` has an entropy, as published. With False the last sum is left
-        out, as in POT's partial transport (Benamou et al., arXiv 1412.5154): a sample gets all that
-        its classes ask for up to its mass, so that many are labelled wholly, and the others keep
-        but a trace far above their cost. At ``rho=1`` there is no slack, and no difference.
-        Default True.
+        out, as in the entropic partial transport of Benamou et al. and of POT. With a price
+        :math:`g_j` for each class and :math:`g_0` for the slack, the mass of row i is then
+        :math:`\min(\alpha_i, s_i)`, in place of :math:`\alpha_i s_i / (s_i + \alpha_i)`, where
+        :math:`s_i = \frac{1}{N} \sum_j e^{(g_j - g_0 - C_{ij}) / \varepsilon}` for uniform
+        weights: sure samples are labelled wholly, `confidence` being exactly 1. At ``rho=1`` there
+        is no slack, and no difference. Default True.
 
     Raises
     ------
@@ -91,6 +93,10 @@ class Problem:
     ----------
     Zhang, Ren and He, "SP2OT: Semantic-Regularized Progressive Partial Optimal Transport for
     Imbalanced Clustering", arXiv 2404.03446.
+
+    Benamou, Carlier, Cuturi, Nenna and Peyré, "Iterative Bregman Projections for Regularized
+    Transportation Problems", SIAM J. Sci. Comput. 37(2), 2015, proposition 5: partial transport
+    without entropy of the slack.
     """
 
     cost: Array

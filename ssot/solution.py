@@ -115,6 +115,11 @@ class Solution:
         its last entry. A class that can carry no mass has the price ``-inf``, as has the virtual
         cluster at rho = 1. Where every class size is hard only differences matter, and the finite
         prices have mean 0.
+
+        With ``slack_entropy=False`` row i is ``exp((prices[:K] - prices[K] - linearised cost_i) /
+        epsilon) / N``, scaled down to the sum ``alpha_i`` where it has more. The slope of the
+        optimal value in the mass of the virtual cluster is then ``prices[K] + epsilon (log N - 1)``:
+        that constant is left out so that prices serve as a start for any number of samples.
         """
         return to_place(self._prices, self.problem.place)
 
@@ -131,7 +136,7 @@ class Solution:
     def confidence(self) -> Any:
         """Labelled fraction of each sample, (N,), in [0, 1]: row mass over sample weight.
 
-        0 for samples without weight.
+        Exactly 1 where nothing is left, and 0 for samples without weight.
         """
         return self._confidence
 
@@ -197,4 +202,5 @@ class Solution:
         with isolated(self.problem.place):
             mass = xp.sum(matrix, axis=1, dtype=xp.float64)
             share = xp.where(weight > 0, mass / xp.where(weight > 0, weight, 1.0), 0.0)
+            share = xp.where((weight > 0) & (self._plan.slack == 0), 1.0, share)
             return xp.astype(xp.clip(share, max=1.0), matrix.dtype)

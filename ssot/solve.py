@@ -101,7 +101,7 @@ def solve(
 
     One function for the whole family: ``semantic_weight=0`` is P²OT; with ``rho=1`` that is
     semi-relaxed unbalanced transport, and with ``kl_weight=inf`` too balanced Sinkhorn;
-    ``kl_weight=inf`` alone is partial transport.
+    ``kl_weight=inf`` alone is partial transport, with ``slack_entropy=False`` that of POT.
 
     Parameters
     ----------

@@ -70,10 +70,10 @@ class Problem:
         Whether the slack :math:`\xi` has an entropy, as published. With False the last sum is left
         out, as in the entropic partial transport of Benamou et al. and of POT. With a price
         :math:`g_j` for each class and :math:`g_0` for the slack, the mass of row i is then
-        :math:`\min(\alpha_i, s_i)`, in place of :math:`\alpha_i s_i / (s_i + \alpha_i)`, where
-        :math:`s_i = \frac{1}{N} \sum_j e^{(g_j - g_0 - C_{ij}) / \varepsilon}` for uniform
-        weights: sure samples are labelled wholly, `confidence` being exactly 1. At ``rho=1`` there
-        is no slack, and no difference. Default True.
+        :math:`\min(\alpha_i, s_i)` with :math:`s_i = \sum_j e^{(g_j - g_0 - C_{ij}) / \varepsilon}
+        / N`, where with the entropy it is :math:`\alpha_i s_i / (s_i + \alpha_i)` for uniform
+        weights: sure samples are labelled wholly. At ``rho=1`` there is no slack, and no
+        difference. Default True.
 
     Raises
     ------

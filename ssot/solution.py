@@ -118,8 +118,8 @@ class Solution:
 
         With ``slack_entropy=False`` row i is ``exp((prices[:K] - prices[K] - linearised cost_i) /
         epsilon) / N``, scaled down to the sum ``alpha_i`` where it has more. The slope of the
-        optimal value in the mass of the virtual cluster is then ``prices[K] + epsilon (log N - 1)``:
-        that constant is left out so that prices serve as a start for any number of samples.
+        optimal value in the mass of the virtual cluster is then the last price and ``epsilon (log N
+        - 1)``: a constant left out so that prices serve as a start for any number of samples.
         """
         return to_place(self._prices, self.problem.place)
 
@@ -188,7 +188,8 @@ class Solution:
         matrix, xp = self._plan.matrix, namespace(self._plan.matrix)
         with isolated(self.problem.place):
             labels = xp.argmax(matrix, axis=1)
-            empty = xp.nonzero(~xp.any(matrix > 0, axis=1))[0]
+            smallest = xp.finfo(matrix.dtype).tiny  # below it, entries that differ may be equal
+            empty = xp.nonzero(~xp.any(matrix >= smallest, axis=1))[0]
             labels[empty] = self._nearest(self.problem.cost[empty])
             return labels
 

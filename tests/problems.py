@@ -300,6 +300,12 @@ def balancing_shift(prices, mass, strength):
     return brentq(excess, -1 - price.max(), 1 - price.min(), xtol=1e-15)
 
 
+def multipliers(problem, prices):
+    """Return what a unit of each column's mass is worth; see `Solution.prices`."""
+    premium = 0 if problem.slack_entropy else problem.epsilon * (np.log(len(problem.cost)) - 1)
+    return np.append(prices[:-1], prices[-1] + premium)
+
+
 def dual_value(problem, cost, prices):
     """Return the semi-dual, a lower bound of the problem with this cost and without its graph."""
     alpha, epsilon, strength = problem.sample_weight, problem.epsilon, problem.kl_weight
@@ -308,11 +314,10 @@ def dual_value(problem, cost, prices):
     if problem.slack_entropy:
         value -= epsilon * alpha @ logsumexp((prices - with_virtual) / epsilon, axis=1)
     else:  # each row's part is least at its mass
-        worth = prices[-1] + epsilon * (np.log(len(cost)) - 1)
-        prices = np.append(prices[:-1], worth)
+        prices = multipliers(problem, prices)
         level = epsilon * logsumexp((prices - with_virtual)[:, :-1] / epsilon, axis=1)
         with np.errstate(divide="ignore"):
-            brim = worth + epsilon * (1 + np.log(alpha))
+            brim = prices[-1] + epsilon * (1 + np.log(alpha))
             room = -np.expm1(np.minimum(level - brim, 0) / epsilon)
         value -= alpha @ (np.maximum(level, brim) - epsilon * room)
     for price, target, lam in zip(
@@ -360,5 +365,5 @@ def worth_of_violation(solution, prices):
     """Return what a plan may gain by missing hard class sizes or rho, at the given prices."""
     problem, plan = solution.problem, solution.plan.astype(np.float64)
     missed = np.abs(plan.sum(axis=0) - problem.rho * problem.prior)[np.isinf(problem.kl_weight)]
-    finite = prices[np.isfinite(prices)]
-    return np.abs(finite).max() * (missed.sum() + abs(plan.sum() - problem.rho))
+    worth = multipliers(problem, prices)
+    return np.abs(worth[np.isfinite(worth)]).max() * (missed.sum() + abs(plan.sum() - problem.rho))

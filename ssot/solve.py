@@ -129,8 +129,8 @@ def solve(
         `ConvergenceError`, or leave it to the caller to look at ``status``. Default "warn".
     backend : {"auto", "numba", "numpy", "torch"}
         What computes. Default "auto": Torch for tensors that are not on the CPU; else Numba where
-        it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype, and
-        keeps the result on disk.
+        it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype and
+        kind of slack, and keeps the result on disk.
 
     Returns
     -------

@@ -71,13 +71,10 @@ def test_the_answer_without_a_graph(setting, classes, epsilon_and_rho, kl_weight
 @each_setting
 @each_number
 @pytest.mark.parametrize("rows", [600, 100])
-@pytest.mark.parametrize("kl_weight", [1.0, np.inf])
-@pytest.mark.parametrize("epsilon_and_rho", [(0.02, 0.2), (0.2, 0.5), (0.2, 0.99)])
-def test_the_answer_without_entropy_of_the_slack(
-    setting, classes, epsilon_and_rho, kl_weight, rows, monkeypatch
-):
+@pytest.mark.parametrize("problem", [(0.02, 0.2, 1.0), (0.2, 0.5, np.inf), (0.2, 0.99, 1.0)])
+def test_the_answer_without_entropy_of_the_slack(setting, classes, problem, rows, monkeypatch):
     sampled(monkeypatch, rows)
-    epsilon, rho = epsilon_and_rho
+    epsilon, rho, kl_weight = problem
     options = {"epsilon": epsilon, "rho": rho, "kl_weight": kl_weight, "slack_entropy": False}
     case = linear_case(0, samples=600, classes=classes, **options)
     solution = run_case(setting, case)

@@ -115,9 +115,10 @@ def _softmax_row(
 def _filled(level: Any, brim_price: Any, weight: Any, scale: Any) -> Any:
     """Return how much of a row its classes fill, and its term of the log-partition over its weight.
 
-    Always all where the slack has an entropy, for which the price of the brim is ``-inf``.
+    Always all where the slack has an entropy, and the price is None: passes for such are compiled
+    without these lines.
     """
-    if brim_price == -np.inf:
+    if brim_price is None:
         return 1.0, level
     brim = brim_price + log2(weight) / scale
     if level >= brim:
@@ -192,6 +193,7 @@ def row_sums(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
+        left = 0.0
         log_sum = 0.0
         panel = np.zeros((PANEL_HEIGHT, partial_overlap.shape[2]), np.float32)
         height = 0
@@ -204,14 +206,13 @@ def row_sums(
             share = weight[i] * filled / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
-            mass[classes] += weight[i] * (1.0 - filled)
+            left += weight[i] * (1.0 - filled)
             log_sum += weight[i] * worth
-            if filled < 1.0:
-                _add_star(scaled, share, classes, partial_overlap[group, 1])
-                continue
-            if total <= MOST_DECIDED_TOTAL:
-                centre = _largest(scaled, classes + 1)
-                _add_star(scaled, share / total, centre, partial_overlap[group, 1])
+            if filled < 1.0 or total <= MOST_DECIDED_TOTAL:
+                is_full = filled == 1.0
+                centre = _largest(scaled, classes + 1) if is_full else classes
+                by_mass = share / total if is_full else share
+                _add_star(scaled, by_mass, centre, partial_overlap[group, 1])
                 continue
             root = np.float32(math.sqrt(weight[i]) / total)
             for j in range(classes + 1):
@@ -222,6 +223,7 @@ def row_sums(
                 height = 0
         if height > 0:
             _add_overlap(panel, height, partial_overlap[group, 0])
+        mass[classes] += left
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = log_sum
     for i in numba.prange(classes + 1):
@@ -292,6 +294,7 @@ def large_entries(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
+        left = 0.0
         log_sum = 0.0
         first, last = _first_row(group, groups, rows), _first_row(group + 1, groups, rows)
         position = room * first
@@ -304,7 +307,7 @@ def large_entries(
             share = weight[i] * filled / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
-            mass[classes] += weight[i] * (1.0 - filled)
+            left += weight[i] * (1.0 - filled)
             log_sum += weight[i] * worth
             if filled < 1.0:
                 coupled[i] = 0.0
@@ -320,6 +323,7 @@ def large_entries(
             position = following
         needed[group] = (position - room * first) / max(1, last - first)
         loose_mass[group] = loose[: classes + 1]
+        mass[classes] += left
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = log_sum
 
@@ -361,6 +365,7 @@ def write_plan(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
+        left = 0.0
         log_sum = 0.0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
             total, level = _softmax_row(
@@ -370,11 +375,12 @@ def write_plan(
             share = weight[i] * filled / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
-            mass[classes] += weight[i] * (1.0 - filled)
+            left += weight[i] * (1.0 - filled)
             log_sum += weight[i] * worth
             for j in range(classes):
                 matrix[i, j] = scaled[j] * scaled.dtype.type(share)
             slack[i] = share * np.float64(scaled[classes]) + weight[i] * (1.0 - filled)
+        mass[classes] += left
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = log_sum
 

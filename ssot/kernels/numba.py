@@ -163,7 +163,8 @@ class NumbaKernel(NumpyKernel):
         log_partition = np.empty(self._groups)
         virtual_price, brim_price = virtual_and_brim(prices[-1], self._bound)
         inside = _frozen(np.append(prices[:-1], virtual_price))
-        head = (self._cost, self.shift, given, pull, inside, brim_price, scale, self._weight)
+        brim = None if self._bound.slack_entropy else brim_price
+        head = (self._cost, self.shift, given, pull, inside, brim, scale, self._weight)
         return (*head, column_mass, log_partition), column_mass, log_partition
 
     def _reserve(self, room: int) -> None:

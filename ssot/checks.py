@@ -213,6 +213,13 @@ def transported_mass(rho: Any) -> float:
     return min(number, 1.0)
 
 
+def switch(value: Any, name: str) -> bool:
+    """Return True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def class_strengths(kl_weight: Any, classes: int, epsilon: float) -> Vector:
     """Return one strength for each class, inf for hard ones."""
     array = to_numpy(kl_weight, "kl_weight").astype(np.float64)

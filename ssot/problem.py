@@ -18,6 +18,7 @@ from ssot.checks import (
     masses,
     positive_number,
     semantic_strength,
+    switch,
     transported_mass,
 )
 from ssot.ranks import Ranks, ranks_of
@@ -76,6 +77,14 @@ class Problem:
         Class shares :math:`\beta`, summing to 1. Default uniform.
     sample_weight : (N,) array, optional
         Sample masses :math:`\alpha`, summing to 1. Default uniform.
+    slack_entropy : bool
+        Whether the slack :math:`\xi` has an entropy, as published. With False the last sum is left
+        out, as in the entropic partial transport of Benamou et al. and of POT. With a price
+        :math:`g_j` for each class and :math:`g_0` for the slack, the mass of row i is then
+        :math:`\min(\alpha_i, s_i)` with :math:`s_i = \sum_j e^{(g_j - g_0 - C_{ij}) / \varepsilon}
+        / N`, where with the entropy it is :math:`\alpha_i s_i / (s_i + \alpha_i)` for uniform
+        weights: sure samples are labelled wholly. At ``rho=1`` there is no slack, and no
+        difference. Default True.
     group : torch.distributed.ProcessGroup, optional
         The processes over which the rows are spread; see `solve`. Default this process alone.
 
@@ -99,6 +108,10 @@ class Problem:
     ----------
     Zhang, Ren and He, "SP2OT: Semantic-Regularized Progressive Partial Optimal Transport for
     Imbalanced Clustering", arXiv 2404.03446.
+
+    Benamou, Carlier, Cuturi, Nenna and Peyré, "Iterative Bregman Projections for Regularized
+    Transportation Problems", SIAM J. Sci. Comput. 37(2), 2015, proposition 5: partial transport
+    without entropy of the slack.
     """
 
     cost: Cost
@@ -109,6 +122,7 @@ class Problem:
     semantic_weight: float
     prior: Vector
     sample_weight: Array
+    slack_entropy: bool
     place: Place
     ranks: Ranks
     totals: Totals
@@ -126,44 +140,27 @@ class Problem:
         semantic_weight: ArrayLike | None = None,
         prior: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        slack_entropy: bool = True,
         group: Any = None,
     ) -> None:
         ranks = ranks_of(group)
 
-        def check() -> tuple[dict[str, Any], RowFacts]:
-            place = common_place(
-                cost=peeked(cost),
-                logits=peeked(logits),
-                graph=graph,
+        def find() -> tuple[dict[str, Any], RowFacts]:
+            return _own_rows(
+                cost,
+                graph,
+                logits=logits,
+                rho=rho,
+                epsilon=epsilon,
                 kl_weight=kl_weight,
+                semantic_weight=semantic_weight,
                 prior=prior,
                 sample_weight=sample_weight,
+                slack_entropy=slack_entropy,
+                fewest=int(ranks.size == 1),
             )
-            with isolated(place):
-                costs, extent = read_cost(cost, logits, place, fewest=int(ranks.size == 1))
-                samples, classes = costs.shape
-                weight = sample_weight
-                if weight is not None:
-                    weight = masses(weight, samples, "sample_weight", place)
-                smoothing = positive_number(epsilon, "epsilon")
-                settings = {
-                    "rho": transported_mass(rho),
-                    "epsilon": smoothing,
-                    "kl_weight": class_strengths(kl_weight, classes, smoothing),
-                    "prior": distribution(prior, classes, "prior"),
-                }
-                strength = semantic_weight
-                if strength is not None:
-                    strength = to_number(strength, "semantic_weight")
-                return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
-                    shape=(samples, classes),
-                    dtype=str(costs.dtype),
-                    extent=extent,
-                    weight=None if weight is None else WeightSums.of(weight),
-                    settings={**settings, "graph": graph is not None, "semantic_weight": strength},
-                )
 
-        parts, facts = ranks.share(check)
+        parts, facts = ranks.share(find)
         totals, weight = totals_of(facts), parts.pop("weight")
         place, costs = parts["place"], parts["cost"]
         with isolated(place):
@@ -220,6 +217,55 @@ class Problem:
             return mask_digest(self.cost) == mask_digest(other.cost)
         xp = namespace(self.cost)
         return bool(xp.all(xp.isinf(self.cost) == xp.isinf(to_place(other.cost, self.place))))
+
+
+def _own_rows(
+    cost: ArrayLike | RowBlocks | None,
+    graph: GraphLike | None,
+    *,
+    logits: ArrayLike | RowBlocks | None,
+    rho: ArrayLike,
+    epsilon: ArrayLike,
+    kl_weight: ArrayLike,
+    semantic_weight: ArrayLike | None,
+    prior: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    slack_entropy: bool,
+    fewest: int,
+) -> tuple[dict[str, Any], RowFacts]:
+    """Check the arguments of one rank; return parts of its problem, and what others must know."""
+    place = common_place(
+        cost=peeked(cost),
+        logits=peeked(logits),
+        graph=graph,
+        kl_weight=kl_weight,
+        prior=prior,
+        sample_weight=sample_weight,
+    )
+    with isolated(place):
+        costs, extent = read_cost(cost, logits, place, fewest=fewest)
+        samples, classes = costs.shape
+        weight = sample_weight
+        if weight is not None:
+            weight = masses(weight, samples, "sample_weight", place)
+        smoothing = positive_number(epsilon, "epsilon")
+        settings = {
+            "rho": transported_mass(rho),
+            "epsilon": smoothing,
+            "kl_weight": class_strengths(kl_weight, classes, smoothing),
+            "prior": distribution(prior, classes, "prior"),
+            "slack_entropy": switch(slack_entropy, "slack_entropy"),
+        }
+        strength = semantic_weight
+        if strength is not None:
+            strength = to_number(strength, "semantic_weight")
+        return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
+            shape=(samples, classes),
+            dtype=str(costs.dtype),
+            extent=extent,
+            weight=None if weight is None else WeightSums.of(weight),
+            settings={**settings, "graph": graph is not None, "semantic_weight": strength},
+        )
 
 
 def _reachable(problem: Problem) -> NDArray[np.bool_]:

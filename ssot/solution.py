@@ -147,6 +147,11 @@ class Solution:
         its last entry. A class that can carry no mass has the price ``-inf``, as has the virtual
         cluster at rho = 1. Where every class size is hard only differences matter, and the finite
         prices have mean 0.
+
+        With ``slack_entropy=False`` row i is ``exp((prices[:K] - prices[K] - linearised cost_i) /
+        epsilon) / N``, scaled down to the sum ``alpha_i`` where it has more. The slope of the
+        optimal value in the mass of the virtual cluster is then the last price and ``epsilon (log N
+        - 1)``: a constant left out so that prices serve as a start for any number of samples.
         """
         return to_place(self._prices, self.problem.place)
 
@@ -163,7 +168,7 @@ class Solution:
     def confidence(self) -> Any:
         """Labelled fraction of each sample, (N,), in [0, 1]: row mass over sample weight.
 
-        0 for samples without weight.
+        Exactly 1 where nothing is left, and 0 for samples without weight.
         """
         return self._per_row[1]
 
@@ -272,12 +277,15 @@ class Solution:
     def _labels(self, found: StreamedRows) -> Array:
         xp = namespace(found.matrix)
         labels = xp.argmax(found.matrix, axis=1)
-        empty = xp.nonzero(~xp.any(found.matrix > 0, axis=1))[0]
+        smallest = xp.finfo(found.matrix.dtype).tiny  # below it, entries that differ may be equal
+        empty = xp.nonzero(~xp.any(found.matrix >= smallest, axis=1))[0]
         labels[empty] = self._nearest(found.cost[empty])
         return labels
 
     def _confidence(self, found: StreamedRows) -> Array:
         weight, xp = self.problem.sample_weight[found.rows], namespace(found.matrix)
+        slack = to_place(self._plan.slack[found.rows], place_of(found.matrix))
         mass = xp.sum(found.matrix, axis=1, dtype=xp.float64)
         share = xp.where(weight > 0, mass / xp.where(weight > 0, weight, 1.0), 0.0)
+        share = xp.where((weight > 0) & (slack == 0), 1.0, share)
         return xp.astype(xp.clip(share, max=1.0), found.matrix.dtype)

@@ -89,6 +89,7 @@ def solve(
     semantic_weight: ArrayLike | None = None,
     prior: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
+    slack_entropy: bool | ArrayLike = True,
     tol: float = 1e-6,
     max_steps: int = 200,
     max_passes: int = 2000,
@@ -102,11 +103,12 @@ def solve(
 
     One function for the whole family: ``semantic_weight=0`` is P²OT; with ``rho=1`` that is
     semi-relaxed unbalanced transport, and with ``kl_weight=inf`` too balanced Sinkhorn;
-    ``kl_weight=inf`` alone is partial transport.
+    ``kl_weight=inf`` alone is partial transport, with ``slack_entropy=False`` that of POT.
 
     Parameters
     ----------
-    cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight
+    cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight, \
+    slack_entropy
         The problem; see `Problem` for the formula, shapes, units and ranges. A cost or logits of
         shape (B, N, K) make a batch of B problems, solved together. Any other argument may then
         have a leading dimension B as well, the graph as a list; without one it holds for all. A
@@ -131,8 +133,8 @@ def solve(
         `ConvergenceError`, or leave it to the caller to look at ``status``. Default "warn".
     backend : {"auto", "numba", "numpy", "torch"}
         What computes. Default "auto": Torch for tensors that are not on the CPU; else Numba where
-        it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype, and
-        keeps the result on disk.
+        it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype and
+        kind of slack, and keeps the result on disk.
     group : torch.distributed.ProcessGroup, optional
         The processes that solve one problem together, each of which makes this call with its own
         rows: of the cost, any number, also none; of `sample_weight`, which sums to 1 over all; and
@@ -171,6 +173,7 @@ def solve(
         "semantic_weight": semantic_weight,
         "prior": prior,
         "sample_weight": sample_weight,
+        "slack_entropy": slack_entropy,
     }
     refuse_gradients(arguments, group)
     several = is_batch(arguments)

@@ -95,4 +95,5 @@ def _solved(solution: Solution, *, by_graph: bool) -> Any:
             epsilon=problem.epsilon,
             semantic_weight=problem.semantic_weight,
             graph_product=_graph_product(problem) if has_graph else None,
+            slack_entropy=problem.slack_entropy,
         )

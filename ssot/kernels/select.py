@@ -104,6 +104,7 @@ def _bound(problem: Problem, cost: Array, place: Place) -> Bound:
         graph=None if problem.graph is None else graph_in(problem.graph, place),
         semantic_weight=problem.semantic_weight,
         shift=problem.totals.common_offset,
+        slack_entropy=problem.slack_entropy,
         ranks=problem.ranks,
     )
 

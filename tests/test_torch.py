@@ -11,9 +11,9 @@ from tolerances import SETTINGS, TOLERANCES
 import ssot
 from ssot.arrays import HOST, Place
 from ssot.curvature import LARGEST_DENSE
-from ssot.kernels import torch as backend
 
 torch = pytest.importorskip("torch", reason="tensors need Torch")
+from ssot.kernels import torch as backend  # noqa: E402 (Torch may be missing)
 
 CPU = Place("torch", torch.device("cpu"))
 ON_THE_CPU = [setting for setting in SETTINGS if setting.name == "torch"]

@@ -7,10 +7,12 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 EXTRAS := dev,examples,numba,torch,triton,graph
 BENCH  := $(VENV)/.installed-benchmarks
+DOCS   := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help $(VENV) demo compare test test-versions bench bench-gpu lint format check-release clean
+.PHONY: help $(VENV) demo compare test test-versions bench bench-gpu docs lint format check-release \
+	clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[$$().A-Za-z_-]+:.*## / { sub(/^\$$\(VENV\)/, "$(VENV)", $$1); \
@@ -46,6 +48,14 @@ bench-gpu: $(BENCH) ## Time the Torch backend on a CUDA device (ARGS as above)
 $(BENCH): $(STAMP)
 	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check \
 		-c constraints.txt -e '.[benchmarks]'
+	@touch $@
+
+docs: $(DOCS) ## Build the documentation in docs/_build/html, warnings as errors
+	$(PY) -m sphinx -W --keep-going --nitpicky --quiet docs docs/_build/html
+
+$(DOCS): $(STAMP)
+	@$(PY) -m pip install --quiet --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[docs]'
 	@touch $@
 
 lint: $(STAMP) ## Check style, formatting and types

@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import honesty, machine, pictures, report, training_step
+from benchmarks import honesty, machine, pictures, report, streaming, training_step
 from benchmarks.cases import CASES
 from benchmarks.curves import curves
 from benchmarks.growth import ACCURACY as GROWTH_ACCURACY
@@ -23,7 +23,8 @@ CURVES, HONESTY = "curves", "honesty"
 
 def arguments():
     """Return the parsed command line."""
-    names = [each.name for each in (*CASES, *GROWTHS)] + [CURVES, HONESTY, training_step.NAME]
+    names = [each.name for each in (*CASES, *GROWTHS)]
+    names += [CURVES, HONESTY, training_step.NAME, streaming.NAME]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Time ssot side by side with other solvers at equal accuracy.",
@@ -94,6 +95,8 @@ def parts(options):
     for family in COST_FAMILIES:
         yield HONESTY, "honesty", lambda family=family: honesty.survey(family, options.quick)
     yield training_step.NAME, "steps", lambda: [training_step.measure(options.quick)]
+    for name in streaming.CASES:
+        yield streaming.NAME, "streams", lambda name=name: [streaming.measure(name, options.quick)]
 
 
 def main():
@@ -112,6 +115,7 @@ def main():
         "curves": [],
         "honesty": [],
         "steps": [],
+        "streams": [],
     }
     for name, kind, run in parts(options):
         if name in options.only:

@@ -24,6 +24,8 @@ def markdown(results):
         parts.append(_honesty(results["honesty"]))
     parts += map(_growth, results["growth"])
     parts += map(training_step, results["steps"])
+    if results["streams"]:
+        parts.append(streams(results["streams"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,6 +153,35 @@ def _growth(growth):
         f"## {growth['title']}\n\nCold P²OT in float32 at rho 0.1 to a residual of "
         f"{growth['accuracy']:g}. Fitted exponent: {growth['exponent']:.2f}.\n\n"
         f"{table(('N x K', *_header(is_semantic=False)[1:]), rows)}"
+    )
+
+
+def streams(found):
+    """Return the section on costs that are read from a file."""
+    header = ("problem", "ended", "seconds", "reads", "residual", "gap", "steps", "private memory")
+    rows = [
+        (
+            f"{each['name']}, {each['samples']:,} x {each['classes']:,}",
+            each["status"].lower(),
+            ", ".join(map(seconds, each.get("all_seconds", [each["seconds"]]))),
+            each["reads"],
+            number(each["residual"]),
+            number(each["gap"]),
+            each["steps"],
+            f"{each['private_peak'] / 1e9:.2f} GB",
+        )
+        for each in found
+    ]
+    softmaxes = [
+        f"\n\nAs many softmax passes over the file of {each['samples']:,} x {each['classes']:,}: "
+        f"{', '.join(map(seconds, each['softmax_seconds']))} into a reused buffer, "
+        f"{', '.join(map(seconds, each['softmax_fresh_seconds']))} into new ones."
+        for each in found
+        if "softmax_seconds" in each
+    ]
+    return (
+        "## Larger than memory\n\nCosts read from a file of float32, rho 0.3.\n\n"
+        f"{table(header, rows)}{''.join(softmaxes)}"
     )
 
 

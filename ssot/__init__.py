@@ -16,6 +16,7 @@ from ssot.solve import (
     sp2ot_plan,
 )
 from ssot.status import ConvergenceWarning, Progress, Status
+from ssot.streaming import RowBlocks
 from ssot.subgraph import restrict_graph
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -29,6 +30,7 @@ __all__ = [
     "Objective",
     "Problem",
     "Progress",
+    "RowBlocks",
     "Solution",
     "SolutionBatch",
     "Status",

@@ -26,6 +26,7 @@ OWN_DIMENSIONS = {
     "semantic_weight": 0,
     "prior": 1,
     "sample_weight": 1,
+    "slack_entropy": 0,
 }
 """Most dimensions of an argument of one problem: one more, and it differs within the batch."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,11 +61,8 @@ def checked_cost(
 
     It has at least the `fewest` samples.
     """
-    if (cost is None) == (logits is None):
-        given = "neither" if cost is None else "both"
-        raise ValueError(f"exactly one of cost and logits must be given, got {given}")
-    name, allowed_infinity = ("logits", -np.inf) if cost is None else ("cost", np.inf)
-    array = to_place(checked_array(logits if cost is None else cost, name), place)
+    name, given = one_of(cost, logits)
+    array = to_place(checked_array(given, name), place)
     if array.ndim != 2 or array.shape[1] == 0 or len(array) < fewest:
         raise ValueError(
             f"{name} must be a two-dimensional array (samples, classes) with at least one of each, "
@@ -73,35 +71,80 @@ def checked_cost(
     array = to_computing_dtype(array)
     if not len(array):
         return array, Extent(math.inf, -math.inf, is_finite=True)
+    extent = checked_entries(array, name)
+    return (_negative_log_softmax(array) if name == "logits" else array), extent
+
+
+def one_of(cost: Any, logits: Any) -> tuple[str, Any]:
+    """Return the name of the one of the two that is given, and the one itself."""
+    if (cost is None) == (logits is None):
+        given = "neither" if cost is None else "both"
+        raise ValueError(f"exactly one of cost and logits must be given, got {given}")
+    return ("logits", logits) if cost is None else ("cost", cost)
+
+
+def checked_entries(array: Array, name: str, first_row: int = 0) -> Extent:
+    """Return the extent of some rows of a cost, or of that of logits; or say what is wrong."""
     xp = namespace(array)
     smallest, largest = xp.stack([xp.min(array), xp.max(array)]).tolist()
     is_finite = math.isfinite(smallest) and math.isfinite(largest)
     if not is_finite:
-        smallest, largest = _check_entries(array, name, allowed_infinity)
+        smallest, largest = _check_infinities(array, name, first_row)
     limit = largest_magnitude(array)
     if max(-smallest, largest) > limit:
         raise ValueError(
             f"{name} has finite entries above {limit:.0e}, where sums of {array.dtype} overflow; "
             "divide cost, epsilon, kl_weight and semantic_weight by a common factor"
         )
-    if name == "logits":
-        return _negative_log_softmax(array), Extent(0.0, 0.0, is_finite)
-    return array, Extent(smallest, largest, is_finite)
+    return Extent(0.0, 0.0, is_finite) if name == "logits" else Extent(smallest, largest, is_finite)
+
+
+class LogPartition(NamedTuple):
+    """The log-sum-exp of each row of logits, as its largest entry and what that leaves out."""
+
+    peak: Array
+    rest: Array
+
+    @classmethod
+    def of(cls, logits: Array) -> LogPartition:
+        """Return that of some logits."""
+        xp = namespace(logits)
+        peak = xp.max(logits, axis=1)
+        rest = xp.empty_like(peak)
+        for rows in _cached_rows(logits):
+            shares = xp.exp(logits[rows] - peak[rows, None])
+            rest[rows] = xp.log(xp.sum(shares, axis=1, dtype=xp.float64))
+        return cls(peak, rest)
+
+    def of_rows(self, rows: slice) -> LogPartition:
+        """Return that of some of the rows."""
+        return LogPartition(self.peak[rows], self.rest[rows])
+
+    def cost(self, logits: Array, out: Array) -> Array:
+        """Return the cost ``-log softmax(logits)``, written to `out`."""
+        for rows in _cached_rows(logits):
+            block = out[rows]
+            block[:] = self.peak[rows, None]
+            block -= logits[rows]
+            block += self.rest[rows, None]
+        return out
 
 
 def _negative_log_softmax(logits: Array) -> Array:
-    """Return ``-log softmax`` of each row; in NumPy by blocks of rows that stay in cache."""
     if not isinstance(logits, np.ndarray):
         return logits.log_softmax(dim=1).neg_()
     cost = np.empty_like(logits)
-    height = max(1, BLOCK_ENTRIES // logits.shape[1])
-    for start in range(0, len(logits), height):
-        block = cost[start : start + height]
-        given = logits[start : start + height]
-        np.subtract(given.max(axis=1, keepdims=True), given, out=block)
-        total = np.exp(-block).sum(axis=1, keepdims=True, dtype=np.float64)
-        block += np.log(total).astype(block.dtype)
+    for rows in _cached_rows(logits):
+        LogPartition.of(logits[rows]).cost(logits[rows], cost[rows])
     return cost
+
+
+def _cached_rows(array: Array) -> Iterator[slice]:
+    """Yield the rows of a NumPy array in blocks that stay in cache; those of a tensor at once."""
+    height = len(array)
+    if isinstance(array, np.ndarray):
+        height = max(1, BLOCK_ENTRIES // array.shape[1])
+    return (slice(start, start + height) for start in range(0, len(array), height))
 
 
 def common_place(**arguments: Any) -> Place:
@@ -123,19 +166,22 @@ def common_place(**arguments: Any) -> Place:
     return next(iter(found), HOST)
 
 
-def _check_entries(array: Array, name: str, allowed_infinity: float) -> tuple[float, float]:
+def _check_infinities(array: Array, name: str, first_row: int) -> tuple[float, float]:
     """Check an array that is not finite, and return its extreme finite entries, 0 without any."""
     xp = namespace(array)
+    allowed_infinity = -np.inf if name == "logits" else np.inf
     is_wrong = xp.any(xp.isnan(array) | (array == -allowed_infinity), axis=1)
     if xp.any(is_wrong):
         raise ValueError(
             f"{name} must not contain NaN or {-allowed_infinity}, first seen in row "
-            f"{first_true(is_wrong)}; only {allowed_infinity} is allowed, for a forbidden pair"
+            f"{first_row + first_true(is_wrong)}; only {allowed_infinity} is allowed, for a "
+            "forbidden pair"
         )
     is_masked = xp.all(xp.isinf(array), axis=1)
     if name == "logits" and xp.any(is_masked):
         raise ValueError(
-            f"logits row {first_true(is_masked)} masks every class; leave that sample out"
+            f"logits row {first_row + first_true(is_masked)} masks every class; leave that sample "
+            "out"
         )
     is_finite = xp.isfinite(array)
     smallest = float(xp.min(xp.where(is_finite, array, math.inf)))
@@ -165,6 +211,13 @@ def transported_mass(rho: Any) -> float:
     if not 0 < number <= 1 + FEW_ROUNDINGS:
         raise ValueError(f"rho must be in (0, 1], got {number}; it is a fraction of the samples")
     return min(number, 1.0)
+
+
+def switch(value: Any, name: str) -> bool:
+    """Return True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def class_strengths(kl_weight: Any, classes: int, epsilon: float) -> Vector:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,15 @@ class Columns:
         Sum of the targets of all soft columns, open or not.
     stranded_cost : float
         What the classes that no sample may join add to the objective by staying empty.
+    slack_entropy : bool
+        Whether the slack has an entropy.
+    log_samples : float
+        ``log N`` without entropy of the slack, else 0. The virtual cluster's price is then that of
+        a slack for which rows ask for ``sum_j exp((g_j - g_{K+1} - C_ij) / epsilon) / N``: with any
+        other unit than ``1 / N`` it would depend on N, and jump between values of epsilon.
+    premium : array
+        What a unit of mass is worth beyond the price of its column, at the problem's epsilon: 0,
+        but for the virtual cluster ``epsilon (log N - 1)`` without entropy of the slack.
     """
 
     is_open: NDArray[np.bool_]
@@ -46,6 +56,9 @@ class Columns:
     inverse_strength: Vector
     soft_mass: float
     stranded_cost: float
+    slack_entropy: bool
+    log_samples: float
+    premium: Vector
 
     @classmethod
     def of(cls, problem: Problem) -> Columns:
@@ -56,7 +69,20 @@ class Columns:
         soft_mass = float(target[inverse_strength > 0].sum())
         stranded = ~is_open & (target > 0)
         stranded_cost = float((target[stranded] / inverse_strength[stranded]).sum())
-        return cls(is_open, target[is_open], inverse_strength[is_open], soft_mass, stranded_cost)
+        premium, log_samples = np.zeros(len(target)), 0.0
+        if not problem.slack_entropy:
+            log_samples = math.log(problem.totals.samples)
+            premium[-1] = problem.epsilon * (log_samples - 1.0)
+        return cls(
+            is_open,
+            target[is_open],
+            inverse_strength[is_open],
+            soft_mass,
+            stranded_cost,
+            problem.slack_entropy,
+            log_samples,
+            premium[is_open],
+        )
 
     @property
     def has_gauge(self) -> bool:
@@ -79,7 +105,7 @@ class Columns:
         A closed column adds its limit at an infinite price, ``target_j lambda_j``.
         """
         worth = prices * exprel(-prices * self.inverse_strength)
-        return float(self.target @ worth) + self.stranded_cost
+        return float(self.target @ (worth + self.premium)) + self.stranded_cost
 
     def duality_gap(self, prices: Vector, mass: Vector) -> float:
         """Return how far the plan of these prices is from the dual value, were it feasible.
@@ -107,7 +133,8 @@ class Columns:
 
     def _hard_worth(self, prices: Vector, mass: Vector) -> Vector:
         """Return the worth of the mass that each hard column lacks, 0 for soft columns."""
-        worth = prices - prices.mean() if self.has_gauge else prices
+        worth = prices + self.premium
+        worth = worth - worth.mean() if self.has_gauge else worth
         lacking: Vector = worth * (self.target - mass)
         return np.where(self.inverse_strength > 0, 0.0, lacking)
 
@@ -138,16 +165,34 @@ class Columns:
         """Return the prices after one sweep of matrix scaling, from the column masses at `prices`.
 
         Column by column this solves ``demand(g') = mass exp((g' - g) / epsilon)``: the exact
-        maximiser of the full dual in that block, so it never lowers the dual.
+        maximiser of the full dual in that block, so it never lowers the dual. A virtual cluster
+        without entropy follows as a block of its own, with the multiplier of each row's mass
+        moving along: what the classes then have in total becomes what they should have.
         """
         surplus = np.log(self.target / np.maximum(mass, np.finfo(np.float64).tiny))
-        return self.balance((surplus + prices / epsilon) / (self.inverse_strength + 1.0 / epsilon))
+        scaled = (surplus + prices / epsilon) / (self.inverse_strength + 1.0 / epsilon)
+        if self.is_open[-1] and not self.slack_entropy:
+            total = self.demand(scaled)[:-1].sum()
+            scaled[-1] = prices[-1] + epsilon * np.log(total / (1.0 - self.target[-1]))
+        return self.balance(scaled)
 
     def restrict(self, prices: Vector) -> Vector:
         """Return balanced prices of the open columns; one without a finite price gets the mean."""
         opened = prices[self.is_open]
         known = np.isfinite(opened)
         return self.balance(np.where(known, opened, opened[known].mean() if known.any() else 0.0))
+
+    def of_sample(self, every: int) -> Columns:
+        """Return the columns for each `every`-th sample, with weights that are scaled up."""
+        if self.slack_entropy:
+            return self
+        return replace(self, log_samples=self.log_samples - math.log(every))
+
+    def kernel_prices(self, prices: Vector, epsilon: float) -> Vector:
+        """Return the prices of all K + 1 columns as a kernel takes them, whatever N is."""
+        everywhere = self.expand(prices)
+        everywhere[-1] += epsilon * self.log_samples
+        return everywhere
 
     def expand(self, values: Vector, otherwise: float = -np.inf) -> Vector:
         """Return values, such as prices, for all K + 1 columns: `otherwise` where one is closed."""

@@ -9,7 +9,7 @@ these alone, it stays semi-definite and keeps its small eigenvalues in single pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -34,6 +34,9 @@ SAMPLED_ROWS = 1 << 14
 
 SAMPLED_ROWS_PER_COLUMN = 32
 """Fewest of them for each column."""
+
+MOST_LARGE_ENTRIES = 1 << 24
+"""Most probabilities that are kept of rows that come in parts: 200 megabytes."""
 
 CG_ACCURACY = 1e-2
 """Relative residual at which conjugate gradients stop."""
@@ -136,14 +139,17 @@ class SparseCoupling:
     large : (N, K + 1) sparse array
         The entries of P from `LARGEST_TAIL` on.
     weight : (N,) array
-        The sample weights.
+        The sample weights; 0 for loose rows, which couple each column with the last one alone.
     column_mass : (K + 1,) array
-        ``P^T alpha``.
+        The masses of the columns.
+    loose_mass : (K + 1,) array or None
+        What of these the loose rows have, where there are any.
     """
 
     large: sparse.csr_array
     weight: Vector
     column_mass: Vector
+    loose_mass: Vector | None = None
 
     @cached_property
     def tail(self) -> Vector:
@@ -153,23 +159,37 @@ class SparseCoupling:
     @cached_property
     def share(self) -> Vector:
         """Proportion in which the tails are spread over the columns."""
-        beyond = (self.column_mass - self.large.T @ self.weight).clip(min=0.0)
+        beyond = self.column_mass - self.large.T @ self.weight
+        if self.loose_mass is not None:
+            beyond = beyond - self.loose_mass
+        beyond = beyond.clip(min=0.0)
         return np.asarray(beyond / (beyond.sum() or 1.0))
+
+    def thinned(self, first: int, every: int) -> SparseCoupling:
+        """Return the coupling of each `every`-th row, with the weight of all."""
+        if every == 1:
+            return self
+        weight = self.weight[first::every]
+        weight = weight * (self.weight.sum() / (weight.sum() or 1.0))
+        return replace(self, large=self.large[first::every], weight=weight)
 
     def matrix(self, most_rows: int) -> NDArray[np.float64]:
         """Return W of the sparse plus rank-one probabilities, from evenly spaced rows."""
-        every = max(1, -(-len(self.weight) // most_rows))
-        large, weight, tail = self.large[::every], self.weight[::every], self.tail[::every]
-        weight = weight * (self.weight.sum() / (weight.sum() or 1.0))
+        some = self.thinned(0, max(1, -(-len(self.weight) // most_rows)))
+        large, weight, tail = some.large, some.weight, some.tail
         weighted = large * weight[:, None]
         across = np.outer(weighted.T @ tail, self.share)
         beyond = (weight @ tail**2) * np.outer(self.share, self.share)
-        return np.asarray((weighted.T @ large).toarray() + across + across.T + beyond)
+        matrix = np.asarray((weighted.T @ large).toarray() + across + across.T + beyond)
+        if self.loose_mass is not None:
+            matrix[:-1, -1] += self.loose_mass[:-1]
+            matrix[-1, :-1] += self.loose_mass[:-1]
+        return matrix
 
     @cached_property
     def _mass(self) -> Vector:
         """Row sums of W."""
-        return np.asarray(self._transposed(self.weight * self._rows(np.ones(len(self.share)))))
+        return self._image(np.ones(len(self.share)))
 
     @cached_property
     def _diagonal(self) -> Vector:
@@ -183,8 +203,14 @@ class SparseCoupling:
     def _rows(self, prices: Vector) -> Vector:
         return np.asarray(self.large @ prices + self.tail * (self.share * prices).sum())
 
-    def _transposed(self, rows: Vector) -> Vector:
-        return np.asarray(self.large.T @ rows + self.share * (self.tail * rows).sum())
+    def _image(self, prices: Vector) -> Vector:
+        """Return the product of W with some prices."""
+        rows = self.weight * self._rows(prices)
+        image = np.asarray(self.large.T @ rows + self.share * (self.tail * rows).sum())
+        if self.loose_mass is not None:
+            image[:-1] += self.loose_mass[:-1] * prices[-1]
+            image[-1] += (self.loose_mass[:-1] * prices[:-1]).sum()
+        return image
 
     def solve(
         self, free: Indices, diagonal: Vector, gradient: Vector, epsilon: float, longest: float
@@ -197,12 +223,50 @@ class SparseCoupling:
         def multiply(direction: Vector) -> Vector:
             everywhere = np.zeros(len(self.share))
             everywhere[free] = direction
-            spread = self._mass * everywhere - self._transposed(
-                self.weight * self._rows(everywhere)
-            )
+            spread = self._mass * everywhere - self._image(everywhere)
             return np.asarray(spread[free] / epsilon + diagonal * direction)
 
         return _conjugate_gradients(multiply, gradient, jacobi, longest)
+
+
+class JointCoupling:
+    """W of rows that come in parts, each with the coupling that a pass without a system brings.
+
+    Of sparse probabilities it keeps evenly spaced rows where all would be too many.
+    """
+
+    def __init__(self) -> None:
+        self._overlap: NDArray[np.float64] | None = None
+        self._parts: list[SparseCoupling] = []
+        self._every = 1
+        self._rows = 0
+
+    def add(self, part: Coupling) -> None:
+        """Add that of further rows."""
+        if not isinstance(part, SparseCoupling):
+            overlap = part.matrix(most_rows=np.iinfo(np.int64).max)
+            self._overlap = overlap if self._overlap is None else self._overlap + overlap
+            return
+        self._parts.append(part.thinned(-self._rows % self._every, self._every))
+        self._rows += len(part.weight)
+        while sum(kept.large.nnz for kept in self._parts) > MOST_LARGE_ENTRIES:
+            self._every *= 2
+            self._parts = [self._joint().thinned(0, 2)]
+
+    def result(self) -> Coupling:
+        """Return that of all rows."""
+        if self._overlap is not None:
+            return DenseCoupling(self._overlap)
+        return self._joint()
+
+    def _joint(self) -> SparseCoupling:
+        loose = [part.loose_mass for part in self._parts if part.loose_mass is not None]
+        return SparseCoupling(
+            large=sparse.vstack([part.large for part in self._parts], "csr"),
+            weight=np.concatenate([part.weight for part in self._parts]),
+            column_mass=np.sum([part.column_mass for part in self._parts], axis=0),
+            loose_mass=np.sum(loose, axis=0) if loose else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,7 +103,7 @@ def knn_graph(
     method : {"auto", "exact", "approximate"}
         Exact search by scikit-learn or approximate search by PyNNDescent, which misses a few per
         cent of the neighbours (more among features without structure) but weighs those it finds
-        exactly. Default "auto": exact up to N = 100,000 (`ssot.graph.LARGEST_EXACT`) and wherever
+        exactly. Default "auto": exact up to N = 100,000 (``ssot.graph.LARGEST_EXACT``) and wherever
         PyNNDescent is not installed. Tensors are searched exactly at every N, on their own device:
         "auto" is "exact" for them, and "approximate" is an error.
     random_state : int, optional

@@ -24,6 +24,7 @@ from ssot.arrays import Vector, namespace
 from ssot.columns import Columns
 from ssot.kernels.protocol import Kernel, Matrix, Plan, PlanSums, value_rounding
 from ssot.lockstep import Steps
+from ssot.newton import Point
 from ssot.objective import Objective, evaluate
 from ssot.problem import Problem
 from ssot.semidual import InnerSolution, solve_inner
@@ -110,6 +111,8 @@ def minimise(
     A problem without semantics is its own surrogate, so its solution is where it starts.
     """
     run = _Descent(problem, kernel, limits, start)
+    if problem.is_streamed:
+        run.callback = callback
     current = yield from run.first_iterate(start)
     history = [run.value(current, current.prices)]
     inner_tol = limits.loosest_inner_tol
@@ -117,10 +120,17 @@ def minimise(
         answer = yield from run.answer_to(current, inner_tol)
         value = run.value(current, answer.prices)
         gap = max(value + current.objective.semantic - answer.dual, 0.0)
-        progress = Progress(len(history) - 1, history[-1] + run.shifted, gap, run.passes)
+        progress = run.progress = Progress(
+            step=len(history) - 1,
+            objective=history[-1] + run.shifted,
+            gap=gap,
+            row_passes=run.passes,
+            prices=run.to_cost(current.prices),
+        )
         logger.debug("%s", progress)
         status = run.status(current, progress)
-        if callback is not None and callback(progress) and status is None:
+        wants_stop = callback is not None and callback(progress)
+        if (wants_stop and status is None) or (run.stopped and status is not Status.CONVERGED):
             status = Status.STOPPED
         if status is None:
             restores = run.restores(current, answer, gap)
@@ -169,6 +179,9 @@ class _Descent:
         self.answer: InnerSolution | None = None
         self.product: Matrix | None = None
         self.shifted = kernel.shift * problem.rho
+        self.callback: Callable[[Progress], bool | None] | None = None
+        self.progress = Progress(step=0, objective=math.inf, gap=math.inf, row_passes=0)
+        self.stopped = False
         self._given = start.plan
         self._spare: Plan | None = None
 
@@ -184,9 +197,23 @@ class _Descent:
             max_passes=self.limits.max_passes - self.passes,
             warm_prices=prices,
             out=out,
+            watch=None if self.callback is None else self._tell,
         )
         self.passes += self.answer.passes
+        self.stopped |= self.answer.stopped
         return self.answer
+
+    def _tell(self, point: Point, passes: float) -> bool:
+        """Tell the callback of a point on the way to the next answer, and whether to stop there."""
+        progress = replace(
+            self.progress,
+            row_passes=self.passes + math.ceil(passes),
+            prices=self.to_cost(self.columns.expand(point.prices)),
+        )
+        if not self.problem.has_semantics:
+            value = point.dual + point.gap + self.shifted
+            progress = replace(progress, objective=value, gap=point.gap)
+        return self.stopped or (self.callback is not None and bool(self.callback(progress)))
 
     def first_iterate(self, start: Start) -> Steps[_Iterate]:
         """Return the plan to start from, or the answer to the cost linearised at it or at none."""

@@ -5,7 +5,9 @@ the prices g that maximise the smooth concave function
 
     D(g) = eps sum alpha log alpha - eps sum_i alpha_i lse_i(g) + potential(g).
 
-Its gradient is ``demand - column mass``; one row pass yields value, gradient and curvature.
+Its gradient is ``demand - column mass``; one row pass yields value, gradient and curvature. Without
+entropy of the slack it is smooth in pieces: its gradient is continuous, with a kink wherever a row
+is just filled.
 """
 
 from __future__ import annotations
@@ -52,6 +54,9 @@ SUFFICIENT_GAIN = 0.05
 
 LINE_SEARCH_PASSES = 4
 """Row passes along one direction before the scaling sweep takes over."""
+
+KINK_REACH = 1.0
+"""How far beyond a kink, in units of epsilon, another Newton step is tried."""
 
 TOO_STIFF = 0.4
 """Share of the slope left after an undamped Newton step from which a longer one is tried."""
@@ -143,7 +148,7 @@ class SemiDual:
             longest=longest,
             effort=effort,
         )
-        expanded = columns.expand(prices)
+        expanded = columns.kernel_prices(prices, epsilon)
         sums, coupling = yield from lockstep.row_pass(
             self.kernel, self.product, expanded, epsilon, system
         )
@@ -154,14 +159,14 @@ class SemiDual:
     ) -> Steps[tuple[Plan, Point]]:
         """Return the plan of the prices, and evaluate the dual and its gradient from it."""
         self.passes += 1
-        expanded = self.columns.expand(prices)
+        expanded = self.columns.kernel_prices(prices, epsilon)
         plan, sums = yield from lockstep.plan(self.kernel, self.product, expanded, epsilon, out)
         return plan, self._point(prices, self.columns.demand(prices), sums, epsilon, None)
 
     def of_sample(self, every: int) -> SemiDual:
         """Return the semi-dual of each `every`-th row, up to a constant."""
         kernel, product = self.kernel.sample(self.product, every)
-        return SemiDual(kernel, product, self.columns, 0.0)
+        return SemiDual(kernel, product, self.columns.of_sample(every), 0.0)
 
     def meets(self, point: Judged, tol: float, contraction: float = 1.0) -> bool:
         """Tell whether residual and gap, contracted, are within `tol`, or below what is known."""
@@ -324,8 +329,27 @@ class Ascent:
                 and trial.residual < point.residual
             ):
                 return trial, step
+            beyond = yield from self._past_kink(point, direction, trial, step)
+            if beyond is not None:
+                return beyond, 0.5 * step
             step *= float(np.clip(slope / (slope - trial_slope), 0.1, 0.7))
         return None, step
+
+    def _past_kink(
+        self, point: Point, direction: Vector, trial: Point, step: float
+    ) -> Steps[Point | None]:
+        """Return a point one Newton step on from a trial that went too far, if it has come right.
+
+        Past the kink where a row ceases to be full the slope may fall a million times as fast: the
+        model from before it is useless there, however short the step, and the one past it is good.
+        """
+        is_near = step * np.abs(direction).max() <= KINK_REACH * self.epsilon
+        if self.semidual.columns.slack_entropy or not is_near:
+            return None
+        found = yield from self._trial(trial, self.newton_direction(trial))
+        gain, hoped_for = found.dual - point.dual, step * float(point.gradient @ direction)
+        is_right = gain >= SUFFICIENT_GAIN * hoped_for or found.residual < 0.5 * point.residual
+        return found if is_right else None
 
     def _extend(
         self, point: Point, direction: Vector, trial: Point, remaining: float

@@ -27,7 +27,7 @@ class Objective:
     plan_entropy : float
         ``epsilon sum Q log Q``.
     slack_entropy : float
-        ``epsilon sum xi log xi`` of the mass left in the virtual cluster.
+        ``epsilon sum xi log xi`` of the mass left in the virtual cluster, 0 without that entropy.
     """
 
     transport: float
@@ -64,12 +64,13 @@ class Objective:
 
 def evaluate(problem: Problem, sums: PlanSums) -> Objective:
     """Evaluate the objective of a plan from its sums."""
+    slack_entropy = sums.slack_entropy if problem.slack_entropy else 0.0
     return Objective(
         transport=sums.transport,
         semantic=-problem.semantic_weight * sums.semantic,
         class_size=_class_size_term(problem, sums.column_mass[:-1]),
         plan_entropy=problem.epsilon * sums.plan_entropy,
-        slack_entropy=problem.epsilon * sums.slack_entropy,
+        slack_entropy=problem.epsilon * slack_entropy,
     )
 
 

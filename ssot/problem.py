@@ -12,17 +12,26 @@ from numpy.typing import ArrayLike, NDArray
 from ssot.adjacency import GraphLike, SymmetricGraph, symmetric_graph
 from ssot.arrays import HOST, Array, Place, Vector, isolated, namespace, to_number, to_place
 from ssot.checks import (
-    checked_cost,
     class_strengths,
     common_place,
     distribution,
     masses,
     positive_number,
     semantic_strength,
+    switch,
     transported_mass,
 )
 from ssot.ranks import Ranks, ranks_of
 from ssot.rows import RowFacts, Totals, WeightSums, totals_of
+from ssot.streaming.cost import (
+    Cost,
+    StreamedCost,
+    mask_digest,
+    outline_of,
+    read_cost,
+    row_blocks,
+)
+from ssot.streaming.source import RowBlocks, peeked
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -41,7 +50,7 @@ class Problem:
 
     Parameters
     ----------
-    cost : (N, K) array, optional
+    cost : (N, K) array or RowBlocks, optional
         Cost :math:`C` of giving sample i to class j, in any unit; ``-log softmax(logits)`` in
         clustering. ``inf`` forbids a pair. float64 and float32 are computed as such, shorter
         ones in float32, integers in float64. Exactly one of `cost` and `logits` must be given.
@@ -49,11 +58,11 @@ class Problem:
         Semantic graph :math:`S`; only :math:`W = (S + S^T) / 2` matters, and is what the attribute
         holds. A SciPy sparse array, a sparse tensor of any layout, a dense array or tensor, or two
         (N, k) arrays or tensors: the neighbours of each sample and their weights.
-    logits : (N, K) array, optional
+    logits : (N, K) array or RowBlocks, optional
         In place of `cost`. ``-inf`` masks a class: its plan is 0.
     rho : float
         Transported mass in (0, 1]: the fraction of the samples that is labelled. In training it
-        is ramped from 0.1 to 1 (`ssot.schedule`). Default 1.
+        is ramped from 0.1 to 1 (`ssot.sigmoid_ramp`). Default 1.
     epsilon : float
         Entropic smoothing, in the unit of the cost; 0.01 to 0.2 for log-probabilities.
         Default 0.1 (published).
@@ -68,6 +77,14 @@ class Problem:
         Class shares :math:`\beta`, summing to 1. Default uniform.
     sample_weight : (N,) array, optional
         Sample masses :math:`\alpha`, summing to 1. Default uniform.
+    slack_entropy : bool
+        Whether the slack :math:`\xi` has an entropy, as published. With False the last sum is left
+        out, as in the entropic partial transport of Benamou et al. and of POT. With a price
+        :math:`g_j` for each class and :math:`g_0` for the slack, the mass of row i is then
+        :math:`\min(\alpha_i, s_i)` with :math:`s_i = \sum_j e^{(g_j - g_0 - C_{ij}) / \varepsilon}
+        / N`, where with the entropy it is :math:`\alpha_i s_i / (s_i + \alpha_i)` for uniform
+        weights: sure samples are labelled wholly. At ``rho=1`` there is no slack, and no
+        difference. Default True.
     group : torch.distributed.ProcessGroup, optional
         The processes over which the rows are spread; see `solve`. Default this process alone.
 
@@ -91,9 +108,13 @@ class Problem:
     ----------
     Zhang, Ren and He, "SP2OT: Semantic-Regularized Progressive Partial Optimal Transport for
     Imbalanced Clustering", arXiv 2404.03446.
+
+    Benamou, Carlier, Cuturi, Nenna and Peyré, "Iterative Bregman Projections for Regularized
+    Transportation Problems", SIAM J. Sci. Comput. 37(2), 2015, proposition 5: partial transport
+    without entropy of the slack.
     """
 
-    cost: Array
+    cost: Cost
     graph: SymmetricGraph | None
     rho: float
     epsilon: float
@@ -101,6 +122,7 @@ class Problem:
     semantic_weight: float
     prior: Vector
     sample_weight: Array
+    slack_entropy: bool
     place: Place
     ranks: Ranks
     totals: Totals
@@ -108,63 +130,47 @@ class Problem:
 
     def __init__(
         self,
-        cost: ArrayLike | None = None,
+        cost: ArrayLike | RowBlocks | None = None,
         graph: GraphLike | None = None,
         *,
-        logits: ArrayLike | None = None,
+        logits: ArrayLike | RowBlocks | None = None,
         rho: ArrayLike = 1.0,
         epsilon: ArrayLike = 0.1,
         kl_weight: ArrayLike = 1.0,
         semantic_weight: ArrayLike | None = None,
         prior: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        slack_entropy: bool = True,
         group: Any = None,
     ) -> None:
         ranks = ranks_of(group)
 
-        def check() -> tuple[dict[str, Any], RowFacts]:
-            place = common_place(
-                cost=cost,
+        def find() -> tuple[dict[str, Any], RowFacts]:
+            return _own_rows(
+                cost,
+                graph,
                 logits=logits,
-                graph=graph,
+                rho=rho,
+                epsilon=epsilon,
                 kl_weight=kl_weight,
+                semantic_weight=semantic_weight,
                 prior=prior,
                 sample_weight=sample_weight,
+                slack_entropy=slack_entropy,
+                fewest=int(ranks.size == 1),
             )
-            with isolated(place):
-                costs, extent = checked_cost(cost, logits, place, fewest=int(ranks.size == 1))
-                samples, classes = costs.shape
-                weight = sample_weight
-                if weight is not None:
-                    weight = masses(weight, samples, "sample_weight", place)
-                smoothing = positive_number(epsilon, "epsilon")
-                settings = {
-                    "rho": transported_mass(rho),
-                    "epsilon": smoothing,
-                    "kl_weight": class_strengths(kl_weight, classes, smoothing),
-                    "prior": distribution(prior, classes, "prior"),
-                }
-                strength = semantic_weight
-                if strength is not None:
-                    strength = to_number(strength, "semantic_weight")
-                return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
-                    shape=(samples, classes),
-                    dtype=str(costs.dtype),
-                    extent=extent,
-                    weight=None if weight is None else WeightSums.of(weight),
-                    settings={**settings, "graph": graph is not None, "semantic_weight": strength},
-                )
 
-        parts, facts = ranks.share(check)
+        parts, facts = ranks.share(find)
         totals, weight = totals_of(facts), parts.pop("weight")
         place, costs = parts["place"], parts["cost"]
         with isolated(place):
-            w = None if graph is None else symmetric_graph(graph, costs, ranks)
+            outline = outline_of(costs)
+            w = None if graph is None else symmetric_graph(graph, outline, ranks)
             parts.update(
                 ranks=ranks,
                 totals=totals,
                 graph=w,
-                semantic_weight=semantic_strength(semantic_weight, w, costs, totals.samples),
+                semantic_weight=semantic_strength(semantic_weight, w, outline, totals.samples),
                 sample_weight=to_place(np.full(len(costs), 1.0 / totals.samples), place)
                 if weight is None
                 else weight / totals.given_weight,
@@ -187,9 +193,14 @@ class Problem:
         """Whether the graph takes part in the problem."""
         return self.graph is not None and self.semantic_weight > 0
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the cost is read block by block, and is a `StreamedCost` here."""
+        return isinstance(self.cost, StreamedCost)
+
     def has_constraints_of(self, other: Problem) -> bool:
         """Whether a plan that is feasible for `other` is feasible here: same masses, same masks."""
-        xp = namespace(self.cost)
+        xp = namespace(self.sample_weight)
         is_hard = np.isinf(self.kl_weight)
         return (
             self.rho == other.rho
@@ -198,10 +209,62 @@ class Problem:
             and np.array_equal(self.prior > 0, other.prior > 0)
             and self.totals.forbids_pairs == other.totals.forbids_pairs
             and bool(xp.all(self.sample_weight == to_place(other.sample_weight, self.place)))
-            and (
-                not self.totals.forbids_pairs
-                or bool(xp.all(xp.isinf(self.cost) == xp.isinf(to_place(other.cost, self.place))))
-            )
+            and (not self.totals.forbids_pairs or self._has_mask_of(other))
+        )
+
+    def _has_mask_of(self, other: Problem) -> bool:
+        if self.is_streamed or other.is_streamed:
+            return mask_digest(self.cost) == mask_digest(other.cost)
+        xp = namespace(self.cost)
+        return bool(xp.all(xp.isinf(self.cost) == xp.isinf(to_place(other.cost, self.place))))
+
+
+def _own_rows(
+    cost: ArrayLike | RowBlocks | None,
+    graph: GraphLike | None,
+    *,
+    logits: ArrayLike | RowBlocks | None,
+    rho: ArrayLike,
+    epsilon: ArrayLike,
+    kl_weight: ArrayLike,
+    semantic_weight: ArrayLike | None,
+    prior: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    slack_entropy: bool,
+    fewest: int,
+) -> tuple[dict[str, Any], RowFacts]:
+    """Check the arguments of one rank; return parts of its problem, and what others must know."""
+    place = common_place(
+        cost=peeked(cost),
+        logits=peeked(logits),
+        graph=graph,
+        kl_weight=kl_weight,
+        prior=prior,
+        sample_weight=sample_weight,
+    )
+    with isolated(place):
+        costs, extent = read_cost(cost, logits, place, fewest=fewest)
+        samples, classes = costs.shape
+        weight = sample_weight
+        if weight is not None:
+            weight = masses(weight, samples, "sample_weight", place)
+        smoothing = positive_number(epsilon, "epsilon")
+        settings = {
+            "rho": transported_mass(rho),
+            "epsilon": smoothing,
+            "kl_weight": class_strengths(kl_weight, classes, smoothing),
+            "prior": distribution(prior, classes, "prior"),
+            "slack_entropy": switch(slack_entropy, "slack_entropy"),
+        }
+        strength = semantic_weight
+        if strength is not None:
+            strength = to_number(strength, "semantic_weight")
+        return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
+            shape=(samples, classes),
+            dtype=str(costs.dtype),
+            extent=extent,
+            weight=None if weight is None else WeightSums.of(weight),
+            settings={**settings, "graph": graph is not None, "semantic_weight": strength},
         )
 
 
@@ -211,9 +274,12 @@ def _reachable(problem: Problem) -> NDArray[np.bool_]:
         return np.ones(problem.cost.shape[1], dtype=bool)
 
     def find() -> tuple[None, NDArray[np.bool_]]:
-        xp = namespace(problem.cost)
-        has_mass = (problem.sample_weight > 0)[:, None]
-        return None, to_place(xp.any(xp.isfinite(problem.cost) & has_mass, axis=0), HOST)
+        xp = namespace(problem.sample_weight)
+        is_reached = np.zeros(problem.cost.shape[1], dtype=bool)
+        for rows, cost in row_blocks(problem.cost):
+            has_mass = (problem.sample_weight[rows] > 0)[:, None]
+            is_reached |= to_place(xp.any(xp.isfinite(cost) & has_mass, axis=0), HOST)
+        return None, is_reached
 
     _, of_ranks = problem.ranks.share(find)
     reachable: NDArray[np.bool_] = np.logical_or.reduce(of_ranks)
@@ -239,9 +305,10 @@ def _require_allowed_mass(problem: Problem) -> None:
     is_open = to_place(problem.reachable & (problem.prior > 0), problem.place)
 
     def find() -> tuple[None, tuple[float, list[int]]]:
-        xp = namespace(problem.cost)
-        has_mass = problem.sample_weight > 0
-        forbidden = xp.all(xp.isinf(problem.cost) | ~is_open, axis=1) & has_mass
+        xp = namespace(problem.sample_weight)
+        forbidden = problem.sample_weight > 0
+        for rows, cost in row_blocks(problem.cost):
+            forbidden[rows] &= xp.all(xp.isinf(cost) | ~is_open, axis=1)
         mass = float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
         return None, (mass, xp.nonzero(forbidden)[0].tolist())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -56,6 +56,8 @@ class InnerSolution:
         The semi-dual ``D(g)``, a lower bound of the linearised problem.
     passes : int
         Times the cost was read, the plan included.
+    stopped : bool
+        Whether `watch` wanted it to end.
     """
 
     plan: Plan
@@ -64,6 +66,7 @@ class InnerSolution:
     gap: float
     dual: float
     passes: int
+    stopped: bool = False
 
 
 def solve_inner(
@@ -76,8 +79,12 @@ def solve_inner(
     max_passes: int,
     warm_prices: Vector | None = None,
     out: Plan | None = None,
+    watch: Callable[[Point, float], bool] | None = None,
 ) -> Steps[InnerSolution]:
     """Solve the linearised problem to a column residual and a duality gap of at most `tol`.
+
+    `watch` is called with each point at the target epsilon and the passes so far; where it returns
+    True, the solution is the plan of that point.
 
     A warm solve starts at the target epsilon from the given K + 1 prices, a cold one of many rows
     from the prices of a sample of them. When these mislead, or for few rows, epsilon is annealed
@@ -87,7 +94,7 @@ def solve_inner(
     semidual = SemiDual(kernel, product, columns, problem.totals.weight_entropy)
     is_final = product is None
     aim = min(0.5 * tol, max(AIM, kernel.resolution)) if is_final else 0.5 * tol
-    goal = _Goal(semidual, tol, aim, spare_steps=int(is_final))
+    goal = _Goal(semidual, tol, aim, spare_steps=int(is_final), watch=watch)
     if warm_prices is None:
         start = yield from _start_from_sample(semidual, epsilon, max_passes)
     else:
@@ -100,12 +107,12 @@ def solve_inner(
         start = yield from _anneal(semidual, epsilon, max_passes, otherwise=end.point.prices)
         end = yield from climb(semidual, start, epsilon, goal, max_passes)
     solution = yield from _finish(semidual, end, epsilon, tol, out)
-    if end.done and not semidual.meets(solution, tol):
-        goal = _Goal(semidual, tol, 0.0, spare_steps=0)
+    if end.done and not goal.stopped and not semidual.meets(solution, tol):
+        goal = _Goal(semidual, tol, 0.0, spare_steps=0, watch=watch)
         start = columns.restrict(solution.prices)
         end = yield from climb(semidual, start, epsilon, goal, max_passes)
         solution = yield from _finish(semidual, end, epsilon, tol, solution.plan)
-    return solution
+    return replace(solution, stopped=goal.stopped)
 
 
 @dataclass
@@ -119,9 +126,13 @@ class _Goal:
     tol: float
     aim: float
     spare_steps: int
+    watch: Callable[[Point, float], bool] | None = None
+    stopped: bool = field(default=False, init=False)
 
     def __call__(self, point: Point, contraction: float) -> bool:
-        if self.semidual.meets(point, self.aim, contraction):
+        if self.watch is not None and self.watch(point, self.semidual.passes):
+            self.stopped = True
+        if self.stopped or self.semidual.meets(point, self.aim, contraction):
             return True
         if self.semidual.meets(point, self.tol):
             self.spare_steps -= 1
@@ -134,7 +145,10 @@ def _start_from_sample(
     """Return the prices of a sample of the rows, itself solved in this way; None for few rows."""
     samples, columns = semidual.kernel.samples, len(semidual.columns.target)
     every = min(SAMPLE_EVERY, samples // (SAMPLES_PER_COLUMN * columns))
-    if every < 2:
+    kept = semidual.kernel.kept_every
+    if kept is not None:
+        every = max(every, kept)
+    elif every < 2:
         return None
     sampled = semidual.of_sample(every)
     most = min(WARM_PASSES, max_passes)

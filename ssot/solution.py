@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ssot.arrays import HOST, Array, Vector, isolated, namespace, place_of, to_place
 from ssot.certificate import Certificate
-from ssot.checks import checked_cost, common_place
+from ssot.checks import common_place
 from ssot.kernels.protocol import Plan
 from ssot.objective import Objective
 from ssot.problem import Problem
 from ssot.status import Status
+from ssot.streaming.cost import read_cost, row_blocks
+from ssot.streaming.plan import StreamedPlan, StreamedRows, plan_rows
+from ssot.streaming.source import RowBlocks, peeked
 
 
 class Report:
@@ -38,6 +42,25 @@ class Tracked:
     plan: Array
     value: Array
     report: Report
+
+
+class SolutionBlock(NamedTuple):
+    """Some rows of a solution.
+
+    Attributes
+    ----------
+    rows : slice
+        Which samples.
+    plan : (h, K) array
+        Their rows of the plan.
+    labels, confidence : (h,) array
+        As those of `Solution`.
+    """
+
+    rows: slice
+    plan: Any
+    labels: Any
+    confidence: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +106,17 @@ class Solution:
         The solution's own array, which `init` and the labels read: copy it before changing it.
         Where a tensor that was passed requires gradients, so does the plan: use ``plan.detach()``
         as pseudo-labels, or solve under ``torch.no_grad()``.
+
+        Of a streamed cost without a graph the plan is not stored: each access reads the cost and
+        makes an array of N x K entries. `blocks` and `write_plan` need no such memory. With a graph
+        it is a memory-mapped array.
         """
-        return self._plan.matrix if self._tracked is None else self._tracked.plan
+        if self._tracked is not None:
+            return self._tracked.plan
+        if not isinstance(self._plan.matrix, StreamedPlan):
+            return to_place(self._plan.matrix, self.problem.place)
+        parts = [block.plan for block in self.blocks()]
+        return namespace(parts[0]).concat(parts)
 
     @property
     def value(self) -> Any:
@@ -115,6 +147,11 @@ class Solution:
         its last entry. A class that can carry no mass has the price ``-inf``, as has the virtual
         cluster at rho = 1. Where every class size is hard only differences matter, and the finite
         prices have mean 0.
+
+        With ``slack_entropy=False`` row i is ``exp((prices[:K] - prices[K] - linearised cost_i) /
+        epsilon) / N``, scaled down to the sum ``alpha_i`` where it has more. The slope of the
+        optimal value in the mass of the virtual cluster is then the last price and ``epsilon (log N
+        - 1)``: a constant left out so that prices serve as a start for any number of samples.
         """
         return to_place(self._prices, self.problem.place)
 
@@ -125,29 +162,75 @@ class Solution:
         Samples whose row of the plan is 0, for example because their weight is, get the class that
         `predict` gives them.
         """
-        return self._labels
+        return self._per_row[0]
 
     @property
     def confidence(self) -> Any:
         """Labelled fraction of each sample, (N,), in [0, 1]: row mass over sample weight.
 
-        0 for samples without weight.
+        Exactly 1 where nothing is left, and 0 for samples without weight.
         """
-        return self._confidence
+        return self._per_row[1]
 
     @property
     def dtype(self) -> Any:
         """Floating-point type of the computation and of the plan."""
-        return self._plan.matrix.dtype
+        return self.problem.cost.dtype
 
-    def predict(self, cost: ArrayLike | None = None, *, logits: ArrayLike | None = None) -> Any:
+    def blocks(self) -> Iterator[SolutionBlock]:
+        """Yield the plan with what it says about each sample, by rows that follow one another.
+
+        A streamed cost is read once for that, in its blocks; an array makes one block.
+
+        Yields
+        ------
+        SolutionBlock
+            A named tuple of the `rows`, a slice, and their `plan`, `labels` and `confidence`.
+        """
+        source = plan_rows(self.problem, self._plan)
+        while True:
+            with isolated(self.problem.place):  # but not around the yield, where others work
+                found = next(source, None)
+                if found is None:
+                    return
+                block = SolutionBlock(
+                    found.rows, found.matrix, self._labels(found), self._confidence(found)
+                )
+            yield block
+
+    def write_plan(self, out: Any) -> None:
+        """Write the plan by blocks, ``out[start:stop] = rows``.
+
+        Parameters
+        ----------
+        out : array-like of shape (N, K)
+            What takes slices, such as a `numpy.memmap`, a dataset of h5py, an array of Zarr.
+
+        Raises
+        ------
+        ValueError
+            If `out` has another shape.
+        """
+        shape = self.problem.cost.shape
+        if tuple(out.shape) != tuple(shape):
+            raise ValueError(f"out must have the shape of the plan, {shape}, got {out.shape}")
+        is_tensor = place_of(out).library == "torch"
+        for block in self.blocks():
+            out[block.rows] = block.plan if is_tensor else to_place(block.plan, HOST)
+
+    def predict(
+        self,
+        cost: ArrayLike | RowBlocks | None = None,
+        *,
+        logits: ArrayLike | RowBlocks | None = None,
+    ) -> Any:
         """Label samples that were not in the problem, by ``argmax_j prices_j - cost_ij``.
 
         The semantic term, which needs neighbours, takes no part.
 
         Parameters
         ----------
-        cost, logits : (M, K) array
+        cost, logits : (M, K) array or RowBlocks
             Exactly one of them, in the unit and class order of the problem.
 
         Returns
@@ -159,42 +242,50 @@ class Solution:
         TypeError, ValueError
             If the array is not a valid cost, or has another number of classes.
         """
-        place = common_place(cost=cost, logits=logits)
+        place = common_place(cost=peeked(cost), logits=peeked(logits))
         with isolated(place):
-            checked, _ = checked_cost(cost, logits, place)
+            checked, _ = read_cost(cost, logits, place)
             classes = len(self._prices) - 1
             if checked.shape[1] != classes:
                 raise ValueError(
                     f"{'logits' if cost is None else 'cost'} must have {classes} columns, one for "
                     f"each class of the solved problem, got {checked.shape[1]}"
                 )
-            xp = namespace(checked)
-            is_forbidden = to_place(xp.all(xp.isinf(checked), axis=1), HOST)
-            if is_forbidden.any():
-                row = int(np.argmax(is_forbidden))
-                raise ValueError(f"cost forbids every class in row {row}; leave that sample out")
-            return self._nearest(checked)
+            labels = [self._allowed_nearest(*given) for given in row_blocks(checked)]
+            return namespace(labels[0]).concat(labels)
+
+    def _allowed_nearest(self, rows: slice, cost: Array) -> Array:
+        xp = namespace(cost)
+        is_forbidden = to_place(xp.all(xp.isinf(cost), axis=1), HOST)
+        if is_forbidden.any():
+            row = rows.start + int(np.argmax(is_forbidden))
+            raise ValueError(f"cost forbids every class in row {row}; leave that sample out")
+        return self._nearest(cost)
 
     def _nearest(self, cost: Array) -> Array:
         return namespace(cost).argmax(to_place(self._prices[:-1], place_of(cost)) - cost, axis=1)
 
     @cached_property
-    def _labels(self) -> Array:
-        matrix, xp = self._plan.matrix, namespace(self._plan.matrix)
-        with isolated(self.problem.place):
-            labels = xp.argmax(matrix, axis=1)
-            empty = xp.nonzero(~xp.any(matrix > 0, axis=1))[0]
-            labels[empty] = self._nearest(self.problem.cost[empty])
-            return labels
-
-    @cached_property
-    def _confidence(self) -> Array:
-        matrix, weight, xp = (
-            self._plan.matrix,
-            self.problem.sample_weight,
-            namespace(self._plan.matrix),
+    def _per_row(self) -> tuple[Array, Array]:
+        """The labels and the confidence of all samples."""
+        blocks = [(block.labels, block.confidence) for block in self.blocks()]
+        labels, confidence = (
+            namespace(parts[0]).concat(parts) for parts in zip(*blocks, strict=True)
         )
-        with isolated(self.problem.place):
-            mass = xp.sum(matrix, axis=1, dtype=xp.float64)
-            share = xp.where(weight > 0, mass / xp.where(weight > 0, weight, 1.0), 0.0)
-            return xp.astype(xp.clip(share, max=1.0), matrix.dtype)
+        return labels, confidence
+
+    def _labels(self, found: StreamedRows) -> Array:
+        xp = namespace(found.matrix)
+        labels = xp.argmax(found.matrix, axis=1)
+        smallest = xp.finfo(found.matrix.dtype).tiny  # below it, entries that differ may be equal
+        empty = xp.nonzero(~xp.any(found.matrix >= smallest, axis=1))[0]
+        labels[empty] = self._nearest(found.cost[empty])
+        return labels
+
+    def _confidence(self, found: StreamedRows) -> Array:
+        weight, xp = self.problem.sample_weight[found.rows], namespace(found.matrix)
+        slack = to_place(self._plan.slack[found.rows], place_of(found.matrix))
+        mass = xp.sum(found.matrix, axis=1, dtype=xp.float64)
+        share = xp.where(weight > 0, mass / xp.where(weight > 0, weight, 1.0), 0.0)
+        share = xp.where((weight > 0) & (slack == 0), 1.0, share)
+        return xp.astype(xp.clip(share, max=1.0), found.matrix.dtype)

@@ -23,6 +23,7 @@ from ssot.problem import Problem
 from ssot.solution import Solution
 from ssot.start import start_from
 from ssot.status import ConvergenceWarning, Progress
+from ssot.streaming.source import RowBlocks
 
 Callback: TypeAlias = Callable[[Progress], bool | None]
 OnFailure: TypeAlias = Literal["raise", "warn", "return"]
@@ -46,7 +47,7 @@ class ConvergenceError(RuntimeError):
 
 
 def sp2ot_plan(
-    cost: ArrayLike | None = None,
+    cost: ArrayLike | RowBlocks | None = None,
     graph: GraphLike | None = None,
     *,
     on_failure: OnFailure = "warn",
@@ -78,16 +79,17 @@ def sp2ot_plan(
 
 
 def solve(
-    cost: ArrayLike | None = None,
+    cost: ArrayLike | RowBlocks | None = None,
     graph: GraphLike | None = None,
     *,
-    logits: ArrayLike | None = None,
+    logits: ArrayLike | RowBlocks | None = None,
     rho: ArrayLike = 1.0,
     epsilon: ArrayLike = 0.1,
     kl_weight: ArrayLike = 1.0,
     semantic_weight: ArrayLike | None = None,
     prior: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
+    slack_entropy: bool | ArrayLike = True,
     tol: float = 1e-6,
     max_steps: int = 200,
     max_passes: int = 2000,
@@ -101,14 +103,16 @@ def solve(
 
     One function for the whole family: ``semantic_weight=0`` is P²OT; with ``rho=1`` that is
     semi-relaxed unbalanced transport, and with ``kl_weight=inf`` too balanced Sinkhorn;
-    ``kl_weight=inf`` alone is partial transport.
+    ``kl_weight=inf`` alone is partial transport, with ``slack_entropy=False`` that of POT.
 
     Parameters
     ----------
-    cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight
+    cost, graph, logits, rho, epsilon, kl_weight, semantic_weight, prior, sample_weight, \
+    slack_entropy
         The problem; see `Problem` for the formula, shapes, units and ranges. A cost or logits of
         shape (B, N, K) make a batch of B problems, solved together. Any other argument may then
-        have a leading dimension B as well, the graph as a list; without one it holds for all.
+        have a leading dimension B as well, the graph as a list; without one it holds for all. A
+        cost or logits larger than memory come as `RowBlocks`.
     tol : float
         Stop when the stationarity gap (in the objective's unit), the column residual and the mass
         error (L1, of a total mass of 1) are at most this. 1e-9 to 1e-4; in float32 not below 1e-6.
@@ -122,14 +126,15 @@ def solve(
         of a solution is used as well where it has the same number of samples: for other samples of
         the same number pass ``solution.prices``. For B problems: one for all, or one for each.
     callback : callable, optional
-        Called with a `Progress` at each outer step; stops the solve by returning True.
+        Called with a `Progress` at each outer step, and for a streamed cost at each reading on the
+        way as well; stops the solve by returning True.
     on_failure : {"warn", "raise", "return"}
         What to do when the tolerance is not met: issue a `ConvergenceWarning`, raise a
         `ConvergenceError`, or leave it to the caller to look at ``status``. Default "warn".
     backend : {"auto", "numba", "numpy", "torch"}
         What computes. Default "auto": Torch for tensors that are not on the CPU; else Numba where
-        it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype, and
-        keeps the result on disk.
+        it is installed, or NumPy. Numba compiles on first use, 7 to 15 seconds for each dtype and
+        kind of slack, and keeps the result on disk.
     group : torch.distributed.ProcessGroup, optional
         The processes that solve one problem together, each of which makes this call with its own
         rows: of the cost, any number, also none; of `sample_weight`, which sums to 1 over all; and
@@ -168,11 +173,11 @@ def solve(
         "semantic_weight": semantic_weight,
         "prior": prior,
         "sample_weight": sample_weight,
+        "slack_entropy": slack_entropy,
     }
+    refuse_gradients(arguments, group)
     several = is_batch(arguments)
     each = split_arguments(arguments) if several else [arguments]
-    if group is not None:
-        refuse_gradients(arguments)
     problems = problems_of(each, group) if several else [Problem(**arguments, group=group)]
     inits = split_init(init, len(each)) if several else [init]
     solved = _solve_together(problems, inits, limits, callback, backend)
@@ -233,7 +238,9 @@ def _solve_together(
                 tol=limits.tol,
                 backend=kernel.name,
                 seconds=seconds,
-                _plan=Plan(*(to_place(part, problem.place) for part in outcome.plan)),
+                _plan=outcome.plan
+                if problem.is_streamed
+                else Plan(*(to_place(part, problem.place) for part in outcome.plan)),
                 _prices=outcome.prices,
             )
             for problem, kernel, outcome, certificate in zip(

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.arrays import LARGEST, Array, Place, namespace, to_numpy, to_place
+from ssot.arrays import HOST, LARGEST, Array, Place, namespace, to_numpy, to_place
 from ssot.kernels import Plan
 from ssot.mm import Start
 from ssot.problem import Problem
 from ssot.solution import Solution
+from ssot.streaming.cost import row_blocks
+from ssot.streaming.plan import StreamedPlan
 
 
 def start_from(init: Solution | ArrayLike | None, problem: Problem, place: Place) -> Start:
@@ -64,8 +66,11 @@ def _own_start(init: Solution | ArrayLike | None, problem: Problem, place: Place
             f"init must have the classes of the problem, {classes}, got a solution of "
             f"{classes_before}; leave it out to start cold"
         )
-    if samples_before != problem.cost.shape[0]:
+    is_stored = not isinstance(init._plan.matrix, StreamedPlan)
+    if samples_before != problem.cost.shape[0] or not (problem.has_semantics and is_stored):
         return Start(init._prices)
+    if problem.is_streamed:
+        place = HOST
     matrix = to_place(init._plan.matrix, problem.place)
     matrix = namespace(matrix).astype(matrix, problem.cost.dtype, copy=False)
     plan = Plan(to_place(matrix, place), to_place(init._plan.slack, place))
@@ -76,4 +81,6 @@ def _own_start(init: Solution | ArrayLike | None, problem: Problem, place: Place
 def _is_forbidden(matrix: Array, problem: Problem) -> bool:
     """Tell whether a plan has mass where the cost is inf, as one of changed memory may have."""
     xp = namespace(matrix)
-    return problem.totals.forbids_pairs and bool(xp.any(xp.isinf(problem.cost) & (matrix > 0)))
+    return problem.totals.forbids_pairs and any(
+        bool(xp.any(xp.isinf(cost) & (matrix[rows] > 0))) for rows, cost in row_blocks(problem.cost)
+    )

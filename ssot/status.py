@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+import numpy as np
+
+from ssot.arrays import Vector
 
 
 class ConvergenceWarning(UserWarning):
@@ -18,7 +22,7 @@ class Status(Enum):
 
     CONVERGED = "converged: residuals and gap are within tol; use the plan"
     STOPPED = (
-        "stopped by the callback: the plan is feasible and no worse than the start; pass this "
+        "stopped by the callback: the certificate says how far the plan has come; pass this "
         "solution as init= to go on"
     )
     MAX_STEPS = (
@@ -48,7 +52,7 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback sees at each outer step.
+    """What a callback sees at each outer step, and at each reading of a streamed cost.
 
     Attributes
     ----------
@@ -57,11 +61,14 @@ class Progress:
     objective : float
         Objective of the current plan.
     gap : float
-        Its stationarity gap.
+        Its stationarity gap. Both are inf before the first plan of a streamed cost with a graph.
     row_passes : int
         Times the cost was read so far.
     problem : int
         Index of the problem in its batch, 0 for a single one.
+    prices : (K + 1,) array
+        What to save, as a NumPy array of float64: a solve that is killed goes on from
+        ``init=prices``.
     """
 
     step: int
@@ -69,3 +76,4 @@ class Progress:
     gap: float
     row_passes: int
     problem: int = 0
+    prices: Vector = field(default_factory=lambda: np.empty(0), repr=False, compare=False)

@@ -58,6 +58,7 @@ def linear_case(
     kl_weight=1.0,
     weights="random",
     closed=False,
+    slack_entropy=True,
 ):
     """Return a known answer without a graph; a tuple of strengths is dealt out to the classes."""
     rng = np.random.default_rng(seed)
@@ -71,8 +72,10 @@ def linear_case(
     if closed and classes > 1:
         prices[0] = -np.inf
     if rho < 1:
-        prices[-1] = virtual_price(cost, prices, weight, epsilon, rho)
-    plan = induced_plan(cost, prices, weight, epsilon)[:, :-1]
+        prices[-1] = virtual_price(
+            cost, prices, rho, sample_weight=weight, epsilon=epsilon, slack_entropy=slack_entropy
+        )
+    plan = induced_plan(cost, prices, weight, epsilon, slack_entropy)[:, :-1]
     mass, rho = plan.sum(axis=0), (plan.sum() if rho < 1 else 1.0)
     prices += balancing_shift(prices, mass, strength)
     prior = np.zeros(classes)
@@ -84,6 +87,7 @@ def linear_case(
         "kl_weight": strength,
         "prior": prior / prior.sum(),
         "sample_weight": weight,
+        "slack_entropy": slack_entropy,
     }
     return Case(cost, options, plan, prices, cost)
 
@@ -114,6 +118,7 @@ LINEAR_CASES = st.builds(
     kl_weight=st.sampled_from([0.1, 1.0, 20.0, np.inf, (0.3, np.inf), (np.inf, 5.0, 0.2)]),
     weights=st.sampled_from(["equal", "random", "some zero"]),
     closed=st.booleans(),
+    slack_entropy=st.booleans(),
 )
 
 CONVEX_CASES = st.builds(
@@ -126,6 +131,7 @@ CONVEX_CASES = st.builds(
     epsilon=st.sampled_from([0.05, 0.2]),
     kl_weight=st.sampled_from([1.0, np.inf, (0.3, np.inf)]),
     weights=st.sampled_from(["equal", "random"]),
+    slack_entropy=st.booleans(),
 )
 
 
@@ -137,6 +143,7 @@ STATIONARY_CASES = st.builds(
     classes=st.integers(2, 6),
     rho=st.just(1.0) | st.floats(0.05, 0.95),
     kl_weight=st.sampled_from([1.0, np.inf, (0.3, np.inf)]),
+    slack_entropy=st.booleans(),
 )
 
 
@@ -156,6 +163,7 @@ def strong_options(rng, samples, **options):
         "rho": float(rng.choice([0.1, 0.5, 0.9, 1.0])),
         "epsilon": float(rng.choice([0.05, 0.1])),
         "kl_weight": float(rng.choice([0.3, 1.0, np.inf])),
+        "slack_entropy": bool(rng.integers(2)),
         "semantic_weight": float(rng.choice([0.2, 1.0, 5.0])) * samples,
     } | options
 
@@ -245,20 +253,33 @@ def convex_threshold(w, sample_weight, epsilon):
     return epsilon / (2 * np.linalg.eigvalsh(w)[-1] * sample_weight.max())
 
 
-def induced_plan(cost, prices, sample_weight, epsilon):
+def induced_plan(cost, prices, sample_weight, epsilon, slack_entropy=True):
     """Return the plan of K + 1 prices, the virtual cluster as its last column."""
+    if not slack_entropy:
+        exponent = (prices[:-1] - cost) / epsilon
+        with np.errstate(divide="ignore"):
+            log_asked = logsumexp(exponent, axis=1) - prices[-1] / epsilon - np.log(len(cost))
+            share = np.exp(np.minimum(0, log_asked - np.log(sample_weight)))
+        classes = (sample_weight * share)[:, None] * softmax(exponent, axis=1)
+        return np.column_stack([classes, sample_weight * (1 - share)])
     with_virtual = np.column_stack([cost, np.zeros(len(cost))])
     return sample_weight[:, None] * softmax((prices - with_virtual) / epsilon, axis=1)
 
 
-def virtual_price(cost, prices, sample_weight, epsilon, rho):
+def virtual_price(cost, prices, rho, **options):
     """Return the price of the virtual cluster that leaves it a mass of ``1 - rho``."""
 
     def excess(price):
         tried = np.append(prices[:-1], price)
-        return 1 - rho - induced_plan(cost, tried, sample_weight, epsilon)[:, -1].sum()
+        plan = induced_plan(cost, tried, **options)
+        return 1 - rho - plan[:, -1].sum()
 
-    reach = np.abs(prices[:-1][np.isfinite(prices[:-1])]).max() + np.ptp(cost) + 1 + 40 * epsilon
+    reach = (
+        np.abs(prices[:-1][np.isfinite(prices[:-1])]).max()
+        + np.ptp(cost)
+        + 1
+        + 40 * options["epsilon"]
+    )
     return brentq(excess, -reach, reach)
 
 
@@ -279,12 +300,26 @@ def balancing_shift(prices, mass, strength):
     return brentq(excess, -1 - price.max(), 1 - price.min(), xtol=1e-15)
 
 
+def multipliers(problem, prices):
+    """Return what a unit of each column's mass is worth; see `Solution.prices`."""
+    premium = 0 if problem.slack_entropy else problem.epsilon * (np.log(len(problem.cost)) - 1)
+    return np.append(prices[:-1], prices[-1] + premium)
+
+
 def dual_value(problem, cost, prices):
     """Return the semi-dual, a lower bound of the problem with this cost and without its graph."""
     alpha, epsilon, strength = problem.sample_weight, problem.epsilon, problem.kl_weight
     with_virtual = np.column_stack([cost, np.zeros(len(cost))]).astype(np.float64)
     value = epsilon * xlogy(alpha, alpha).sum()
-    value -= epsilon * alpha @ logsumexp((prices - with_virtual) / epsilon, axis=1)
+    if problem.slack_entropy:
+        value -= epsilon * alpha @ logsumexp((prices - with_virtual) / epsilon, axis=1)
+    else:  # each row's part is least at its mass
+        prices = multipliers(problem, prices)
+        level = epsilon * logsumexp((prices - with_virtual)[:, :-1] / epsilon, axis=1)
+        with np.errstate(divide="ignore"):
+            brim = prices[-1] + epsilon * (1 + np.log(alpha))
+            room = -np.expm1(np.minimum(level - brim, 0) / epsilon)
+        value -= alpha @ (np.maximum(level, brim) - epsilon * room)
     for price, target, lam in zip(
         prices,
         np.append(problem.rho * problem.prior, 1 - problem.rho),
@@ -316,7 +351,7 @@ def objective_terms(problem, plan):
                 transport += float(problem.cost[i, j]) * q
                 plan_entropy += problem.epsilon * q * math.log(q)
             semantic -= problem.semantic_weight * q * float(w[i] @ plan[:, j])
-        if slack > 0:
+        if slack > 0 and problem.slack_entropy:
             slack_entropy += problem.epsilon * slack * math.log(slack)
     for j in range(classes):
         mass, wanted = float(plan[:, j].sum()), problem.rho * float(problem.prior[j])
@@ -330,5 +365,5 @@ def worth_of_violation(solution, prices):
     """Return what a plan may gain by missing hard class sizes or rho, at the given prices."""
     problem, plan = solution.problem, solution.plan.astype(np.float64)
     missed = np.abs(plan.sum(axis=0) - problem.rho * problem.prior)[np.isinf(problem.kl_weight)]
-    finite = prices[np.isfinite(prices)]
-    return np.abs(finite).max() * (missed.sum() + abs(plan.sum() - problem.rho))
+    worth = multipliers(problem, prices)
+    return np.abs(worth[np.isfinite(worth)]).max() * (missed.sum() + abs(plan.sum() - problem.rho))

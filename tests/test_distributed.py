@@ -312,7 +312,7 @@ def test_gradients_are_refused():
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         cost = torch.rand(4, 3, requires_grad=True)
-        with pytest.raises(ValueError, match="cost requires gradients"):
+        with pytest.raises(ValueError, match="cost must not require gradients"):
             ssot.solve(cost, group=dist.group.WORLD)
         with torch.no_grad():
             alone, grouped = ssot.solve(cost), ssot.solve(cost, group=dist.group.WORLD)

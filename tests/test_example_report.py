@@ -14,9 +14,11 @@ for library in ("torch", "sklearn", "matplotlib", "rich"):
 from rich.console import Console  # noqa: E402
 
 from examples.deep_clustering import pictures, report  # noqa: E402
-from examples.deep_clustering.baselines import BASELINES, connected_graph  # noqa: E402
+from examples.deep_clustering.baselines import BASELINES  # noqa: E402
+from examples.deep_clustering.data import Dataset  # noqa: E402
 from examples.deep_clustering.metrics import scores, size_groups  # noqa: E402
-from examples.deep_clustering.selection import agreement, modularity  # noqa: E402
+from examples.deep_clustering.selection import modularity  # noqa: E402
+from examples.deep_clustering.starts import connected_graph, start  # noqa: E402
 
 KEYS = [
     "accuracy",
@@ -96,13 +98,18 @@ def blobs(classes, samples, seed=0):
     return centres[labels] + rng.standard_normal((len(labels), 8)), labels
 
 
-@pytest.mark.parametrize("cluster", BASELINES.values(), ids=BASELINES)
-def test_baselines_find_separated_groups_again_and_again(cluster):
+def cluster(method, features, n_classes, seed=0):
+    names = tuple(f"class {c}" for c in range(n_classes))
+    return BASELINES[method](start(Dataset("points", features, None, names), 1, seed))
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_baselines_find_separated_groups_again_and_again(method):
     features, labels = blobs(4, 30)
     before = features.copy()
-    clusters = cluster(features, 4, 3)
+    clusters = cluster(method, features, 4, seed=3)
     assert scores(labels, clusters)["accuracy"] == 1
-    np.testing.assert_array_equal(clusters, cluster(features, 4, 3))
+    np.testing.assert_array_equal(clusters, cluster(method, features, 4, seed=3))
     np.testing.assert_array_equal(features, before)
 
 
@@ -111,7 +118,7 @@ def test_spherical_k_means_sees_directions_only(dtype):
     features, labels = blobs(4, 30)
     directions = features / np.linalg.norm(features, axis=1, keepdims=True)
     lengths = np.random.default_rng(0).uniform(0.01, 100, (len(features), 1))
-    found = BASELINES["spherical k-means"]((lengths * directions).astype(dtype), 4, 0)
+    found = cluster("spherical k-means", (lengths * directions).astype(dtype), 4)
     assert scores(labels, found)["accuracy"] == 1
 
 
@@ -119,7 +126,7 @@ def test_spherical_k_means_ends_where_no_step_raises_the_similarity():
     rng = np.random.default_rng(0)
     spread = np.repeat([0.3, 2.0], 150)[:, np.newaxis]  # tight groups and wide ones
     points = rng.standard_normal((6, 5)).repeat(50, axis=0) + spread * rng.standard_normal((300, 5))
-    clusters = BASELINES["spherical k-means"](rng.uniform(0.1, 10, (300, 1)) * points, 6, 0)
+    clusters = cluster("spherical k-means", rng.uniform(0.1, 10, (300, 1)) * points, 6)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     centres = np.stack([points[clusters == c].sum(axis=0) for c in range(6)])
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
@@ -130,7 +137,7 @@ def test_spectral_clustering_takes_more_components_than_classes_and_far_outliers
     features, labels = blobs(12, 30)  # 12 components at 20 neighbours
     assert connected_components(connected_graph(features, 12), return_labels=False) == 12
     assert connected_components(connected_graph(features, 5), return_labels=False) <= 5
-    clusters = BASELINES["spectral clustering"](features, 5, 0)
+    clusters = cluster("spectral clustering", features, 5)
     assert len(np.unique(clusters)) == 5
     for label in range(12):  # no group is torn
         assert len(np.unique(clusters[labels == label])) == 1
@@ -138,7 +145,7 @@ def test_spectral_clustering_takes_more_components_than_classes_and_far_outliers
     few, labels = blobs(3, 30)
     with_outlier = np.vstack([few, np.full((1, 8), 1e6)])
     assert connected_graph(with_outlier, 3).sum(axis=1).min() > 0
-    clusters = BASELINES["spectral clustering"](with_outlier, 3, 0)
+    clusters = cluster("spectral clustering", with_outlier, 3)
     assert scores(labels, clusters[:-1])["accuracy"] == 1
 
 
@@ -340,12 +347,3 @@ def test_modularity_agrees_with_networkx():
 def test_modularity_needs_edges():
     with pytest.raises(ValueError, match="positive total weight, got 0"):
         modularity([0, 1], csr_array((2, 2)))
-
-
-def test_agreement_singles_out_the_odd_one():
-    first = np.repeat([0, 1], 4)
-    across = np.tile([0, 1], 4)  # independent of the first
-    found = agreement([first, 1 - first, across, first])
-    np.testing.assert_allclose(found, [2 / 3, 2 / 3, 0, 2 / 3], atol=1e-12)
-    with pytest.raises(ValueError, match="at least 2 clusterings, got 1"):
-        agreement([first])

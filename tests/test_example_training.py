@@ -14,7 +14,12 @@ from examples.deep_clustering import training as module  # noqa: E402
 from examples.deep_clustering.data import Dataset  # noqa: E402
 from examples.deep_clustering.methods import METHODS  # noqa: E402
 from examples.deep_clustering.metrics import scores  # noqa: E402
-from examples.deep_clustering.starts import start  # noqa: E402
+from examples.deep_clustering.starts import (  # noqa: E402
+    connected_graph,
+    merged_small_clusters,
+    smoothed,
+    start,
+)
 from examples.deep_clustering.training import OtherRunError, Settings, Training  # noqa: E402
 
 SIZES = [120, 60, 24, 12, 6]
@@ -92,6 +97,37 @@ def test_starts_are_the_same_for_the_same_seed_alone():
     assert not np.array_equal(first.clusters[0], first.clusters[1])
 
 
+def test_clusters_to_start_at_are_made_for_a_training_from_its_beginning_alone(tmp_path):
+    begin, checkpoint = start(blobs(), heads=2, seed=0), tmp_path / "run.checkpoint"
+    assert "clusters" not in vars(begin)
+    train(begin, checkpoint=checkpoint)
+    assert "clusters" in vars(begin)
+    again = start(blobs(), heads=2, seed=0)
+    train(again, checkpoint=checkpoint)
+    assert "clusters" not in vars(again)
+
+
+def test_smoothing_brings_a_class_together_and_outliers_to_it():
+    labels = np.repeat([0, 1], 60)
+    rng = np.random.default_rng(0)
+    features = np.eye(2, 6)[labels] + 0.3 * rng.standard_normal((120, 6))
+    features[0] = 0.5 * np.eye(6)[0] + np.eye(6)[5]  # far out
+    smooth = smoothed(features, connected_graph(features, 2))
+    np.testing.assert_allclose(np.linalg.norm(smooth, axis=1), 1)
+    plain = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for of_class in (0, 1):
+        before, after = plain[labels == of_class], smooth[labels == of_class]
+        assert after.var(axis=0).sum() < 0.2 * before.var(axis=0).sum()
+    assert smooth[0] @ smooth[1:60].mean(axis=0) > 0.9 > plain[0] @ plain[1:60].mean(axis=0)
+
+
+def test_small_clusters_merge_along_the_graph_and_swallow_no_rare_class():
+    data = blobs([400, 100, 12])
+    graph = connected_graph(data.inputs, 3)
+    found = merged_small_clusters(smoothed(data.inputs, graph), graph, 3, seed=0)
+    assert scores(data.labels, found)["accuracy"] == 1
+
+
 def test_samples_may_be_there_many_times_but_not_all_be_the_same():
     data = blobs([3, 3, 2, 2, 1])
     data = dataclasses.replace(data, inputs=data.inputs.repeat(20, axis=0), labels=None)
@@ -140,13 +176,10 @@ def test_training_mends_a_start_that_tears_the_largest_class_and_joins_the_small
     labels = begin.data.labels
     spoilt = np.where(labels == 4, 3, labels)
     spoilt[np.flatnonzero(labels == 0)[::2]] = 4
-    training = Training(
-        dataclasses.replace(begin, clusters=[spoilt, spoilt]),
-        METHODS["SP²OT"],
-        dataclasses.replace(SMALL, rounds=8),
-    )
-    before = accuracy(training)
-    training.run()
+    begin = dataclasses.replace(begin)
+    vars(begin)["clusters"] = [spoilt, spoilt]
+    training = train(begin, settings=dataclasses.replace(SMALL, rounds=8))
+    before = scores(labels, spoilt)["accuracy"]
     assert before < 0.8
     assert accuracy(training) > before + 0.05
 

@@ -71,6 +71,20 @@ def test_the_answer_without_a_graph(setting, classes, epsilon_and_rho, kl_weight
 
 @each_setting
 @each_number
+@pytest.mark.parametrize("rows", [600, 100])
+@pytest.mark.parametrize("problem", [(0.02, 0.2, 1.0), (0.2, 0.5, np.inf), (0.2, 0.99, 1.0)])
+def test_the_answer_without_entropy_of_the_slack(setting, classes, problem, rows, monkeypatch):
+    sampled(monkeypatch, rows)
+    epsilon, rho, kl_weight = problem
+    options = {"epsilon": epsilon, "rho": rho, "kl_weight": kl_weight, "slack_entropy": False}
+    case = linear_case(0, samples=600, classes=classes, **options)
+    solution = run_case(setting, case)
+    assert distance(solution.plan, case.plan) <= setting.tolerance.plan
+    assert solution.certificate.row_passes <= 60
+
+
+@each_setting
+@each_number
 @pytest.mark.parametrize("rho", [0.2, 1.0])
 def test_the_answer_with_a_graph(setting, classes, rho):
     case = full_case(0, samples=200, classes=classes, rho=rho, epsilon=0.2, kl_weight=(1, np.inf))

@@ -453,6 +453,7 @@ OPTIONS = [
     *each_refused("max_steps", "at least 1", [0, -1, 1.5, nan, inf]),
     *each_refused("max_steps", "number", ["many", None], TypeError),
     *each_refused("max_passes", "at least 1", [0, nan]),
+    *each_refused("slack_entropy", "True or False", [None, 1, "no", 0.5], TypeError),
     *each_refused("on_failure", "'warn'", ["warm", None]),
     *each_refused("backend", "'numpy'", ["nunpy", None]),
     *each_refused("callback", "callable|function", [3], TypeError),

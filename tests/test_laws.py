@@ -114,7 +114,8 @@ def test_a_sample_may_be_split_into_two_of_half_its_weight(setting, case, seed):
     assert distance(merged, solution.plan) <= 2 * setting.tolerance.plan
     assert after.labels[-1] == after.labels[split]
     # Each x log x becomes 2 (x/2) log (x/2) = x log x - x log 2, and the row's x sum to 2 alpha.
-    expected = -case.options["epsilon"] * 2 * alpha[split] * np.log(2)
+    halved = 2 * alpha[split] if case.options["slack_entropy"] else solution.plan[split].sum()
+    expected = -case.options["epsilon"] * halved * np.log(2)
     change = after.objective.total - solution.objective.total
     assert change == pytest.approx(expected, abs=10 * setting.tolerance.value)
 

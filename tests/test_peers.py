@@ -37,13 +37,36 @@ def test_balanced_transport(setting, seed, epsilon):
 @given(seed=SEEDS, epsilon=st.sampled_from([0.05, 0.5]), rho=st.floats(0.05, 0.95))
 @PROFILE
 def test_partial_transport_is_balanced_with_a_virtual_class(setting, seed, epsilon, rho):
-    """POT's own partial transport leaves out the slack's entropy, and is another problem."""
     cost, alpha, prior = data(seed)
     options = {"rho": rho, "epsilon": epsilon, "kl_weight": np.inf}
     solution = run(setting, cost, prior=prior, sample_weight=alpha, **options)
     with_virtual = np.column_stack([cost, np.zeros(len(cost))])
     expected = sinkhorn(alpha, np.append(rho * prior, 1 - rho), with_virtual, epsilon)
     assert distance(solution.plan, expected[:, :-1]) <= setting.tolerance.plan
+
+
+@given(
+    seed=SEEDS,
+    epsilon=st.sampled_from([0.05, 0.5]),
+    rho=st.floats(0.05, 0.95),
+)
+@PROFILE
+def test_partial_transport_without_entropy_of_the_slack(setting, seed, epsilon, rho):
+    """POT bounds the columns too: bounds that sum to the transported mass are met exactly."""
+    cost, alpha, prior = data(seed)
+    options = {"rho": rho, "epsilon": epsilon, "kl_weight": np.inf, "slack_entropy": False}
+    solution = run(setting, cost, prior=prior, sample_weight=alpha, **options)
+    expected = ot.partial.entropic_partial_wasserstein(
+        alpha,
+        rho * prior,
+        cost,
+        epsilon,
+        m=(rho * prior).sum(),
+        method="sinkhorn_log",
+        numItermax=100_000,
+        stopThr=1e-13,
+    )
+    assert distance(solution.plan, expected) <= setting.tolerance.plan
 
 
 @given(seed=SEEDS, kl_weight=st.sampled_from([0.1, 1.0, 5.0]), is_relative=st.booleans())
@@ -76,13 +99,18 @@ def conic_solution(problem_data, options, graph_matrix=None, semantic_weight=0.0
     cp = pytest.importorskip("cvxpy", reason="needs CVXPY")
     cost, alpha, prior = problem_data
     rho, epsilon, kl_weight = options["rho"], options["epsilon"], options["kl_weight"]
-    Q = cp.Variable(cost.shape)
+    is_free = np.isfinite(cost) & (alpha > 0)[:, None]
+    free = cp.Variable(int(is_free.sum()), nonneg=True)
+    Q = cp.reshape(np.eye(cost.size)[:, is_free.ravel()] @ free, cost.shape, order="C")
     mass, slack = cp.sum(Q, axis=0), alpha - cp.sum(Q, axis=1)
-    value = cp.sum(cp.multiply(cost, Q)) - epsilon * (cp.sum(cp.entr(Q)) + cp.sum(cp.entr(slack)))
+    value = cost[is_free] @ free - epsilon * cp.sum(cp.entr(free))
     constraints = [cp.sum(Q) == rho]
     if rho == 1:  # the slack is 0, which an interior point can only be told
-        value = cp.sum(cp.multiply(cost, Q)) - epsilon * cp.sum(cp.entr(Q))
-        constraints = [slack == 0]
+        constraints.append(slack == 0)
+    elif options.get("slack_entropy", True):
+        value -= epsilon * cp.sum(cp.entr(slack))
+    else:
+        constraints.append(slack >= 0)
     if np.isinf(kl_weight):
         constraints.append(mass == rho * prior)
     else:
@@ -110,14 +138,30 @@ def test_a_conic_solver_without_a_graph(setting, seed, rho, kl_weight):
 
 
 @pytest.mark.parametrize("kl_weight", [0.5, np.inf])
+@pytest.mark.parametrize("rho", [0.3, 0.7])
+def test_a_conic_solver_without_entropy_of_the_slack(setting, rho, kl_weight):
+    """With pairs, a sample and a weight that may carry no mass."""
+    cost, alpha, prior = data(2, samples=12, classes=4)
+    cost[::3, 0], cost[4], alpha[5] = np.inf, np.inf, 0.0
+    alpha /= alpha.sum()
+    options = {"rho": rho, "epsilon": 0.1, "kl_weight": kl_weight, "slack_entropy": False}
+    plan, value = conic_solution((cost, alpha, prior), options)
+    solution = run(setting, cost, prior=prior, sample_weight=alpha, **options)
+    assert distance(solution.plan, plan) <= max(CONIC_PLAN, setting.tolerance.plan)
+    allowed = max(CONIC_VALUE, setting.tolerance.value)
+    assert solution.objective.total == pytest.approx(value, abs=allowed)
+
+
+@pytest.mark.parametrize("kl_weight", [0.5, np.inf])
 @pytest.mark.parametrize("rho", [0.3, 1.0])
-def test_a_conic_solver_with_a_graph_of_repulsion(setting, rho, kl_weight):
+@pytest.mark.parametrize("slack_entropy", [True, False])
+def test_a_conic_solver_with_a_graph_of_repulsion(setting, slack_entropy, rho, kl_weight):
     """Minus a graph's Laplacian is negative semidefinite: convex, however strong."""
     problem_data = data(3, samples=12, classes=4)
     cost, alpha, prior = problem_data
     w = symmetrised(random_graph(3, len(cost), signed=False))
     repulsive = w - np.diag(w.sum(axis=1))
-    options = {"rho": rho, "epsilon": 0.1, "kl_weight": kl_weight}
+    options = {"rho": rho, "epsilon": 0.1, "kl_weight": kl_weight, "slack_entropy": slack_entropy}
     plan, value = conic_solution(problem_data, options, repulsive, semantic_weight=20.0)
     options |= {"prior": prior, "sample_weight": alpha, "semantic_weight": 20.0}
     solution = run(setting, cost, repulsive, tol=tightest(setting), **options)

@@ -35,7 +35,6 @@ from .training import OtherRunError, Settings, Training
 
 PROGRAM = "python -m examples.deep_clustering"
 FIXED = ("icd",)  # its samples are the same for every seed
-TRAINING = tuple(vars(Settings()))  # the options of the command line that say how to train
 FEWEST_CLASSES = 3  # that scores by class size tell apart
 
 
@@ -64,7 +63,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--imbalance", type=float, help="largest over smallest class, of long-tailed sets")
     add("--checkpoint", type=Path, help="DINO weights, for image folders")
     training = parser.add_argument_group("training")
-    for name, default in vars(Settings()).items():
+    defaults = asdict(Settings())
+    for name, default in defaults.items():
         option = f"--{name.replace('_', '-')}"
         training.add_argument(
             option, type=type(default), default=default, help=f"default {default}"
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.methods = [name for name in known if name in (options.methods or known)]
     try:
-        training_settings(options)
+        options.training = Settings(**{name: getattr(options, name) for name in defaults})
         for name in options.data:
             check_options(name, data_options(options))
     except ValueError as error:
@@ -138,13 +138,8 @@ def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
         **data,
         **{name: str(path) for name, path in files.items() if path is not None},
         **(METHODS[method].settings() if method in METHODS else {}),
-        **(asdict(training_settings(options)) if method in METHODS else {}),
+        **(asdict(options.training) if method in METHODS else {}),
     }
-
-
-def training_settings(options: argparse.Namespace) -> Settings:
-    """Return how to train."""
-    return Settings(**{name: getattr(options, name) for name in TRAINING})
 
 
 def cluster(
@@ -153,17 +148,17 @@ def cluster(
     """Cluster by one method; return the clusters (N,) and what a training tells of itself."""
     data = begin.data
     if method in BASELINES:
-        clusters = BASELINES[method](begin.features, data.n_classes, begin.seed)
+        clusters = BASELINES[method](begin)
         return clusters, {"labelling_seconds": None, "history": None, "statuses": {}}
-    settings = training_settings(options)
-    training = Training(begin, METHODS[method], settings, options.device)
+    training = Training(begin, METHODS[method], options.training, options.device)
 
     def follow() -> None:
         """Note the accuracy; the training does not see it."""
         if data.labels is not None:
             accuracy = scores(data.labels, training.clusters())["accuracy"]
             training.history.accuracy.append(accuracy)
-        bar.set_postfix_str(f"{data.name}, {method}, round {training.round}/{settings.rounds}")
+        rounds = f"{training.round}/{training.settings.rounds}"
+        bar.set_postfix_str(f"{data.name}, {method}, round {rounds}")
 
     checkpoint = checkpoint_of(begin, method, options)
     if options.restart:
@@ -231,7 +226,7 @@ def run_all(options: argparse.Namespace, command: str) -> report.Results:
                 continue
             bar.set_postfix_str(f"{name}, start")
             with one_line_errors(ImportError, OSError, ValueError):
-                begin = start(load_data(name, seed, options), options.heads, seed)
+                begin = start(load_data(name, seed, options), options.training.heads, seed)
             for method in missing:
                 bar.set_postfix_str(f"{name}, {method}")
                 run = make_run(begin, method, options, bar)

@@ -30,7 +30,7 @@ class Method:
     """
 
     ramp: Callable[[float], float] = ssot.sigmoid_ramp
-    kl_weight: float = 1.5
+    kl_weight: float = 1.0
     semantic_strength: float = 0.0
     adaptive_prior: bool = False
 

@@ -1,11 +1,7 @@
 """Choose between clusterings of the same samples without labels: the higher, the better."""
 
-from collections.abc import Sequence
-from itertools import combinations
-
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.metrics import normalized_mutual_info_score
 
 
 def modularity(clusters: np.ndarray, graph: csr_array) -> float:
@@ -24,13 +20,3 @@ def modularity(clusters: np.ndarray, graph: csr_array) -> float:
         raise ValueError(f"graph must have a positive total weight, got {total}")
     degrees = (between.sum(axis=0) + between.sum(axis=1)) / 2
     return float(np.trace(between) / total - ((degrees / total) ** 2).sum())
-
-
-def agreement(candidates: Sequence[np.ndarray]) -> np.ndarray:
-    """Return for each clustering its mean NMI with the others: the consensus is the highest."""
-    if len(candidates) < 2:
-        raise ValueError(f"candidates must be at least 2 clusterings, got {len(candidates)}")
-    similarity = np.zeros((len(candidates), len(candidates)))
-    for i, j in combinations(range(len(candidates)), 2):
-        similarity[i, j] = normalized_mutual_info_score(candidates[i], candidates[j])
-    return (similarity + similarity.T).sum(axis=1) / (len(candidates) - 1)

@@ -2,17 +2,24 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, diags_array, eye_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import normalize
 
-from .baselines import connected_graph
+import ssot
+
 from .data import Dataset
 
 PIXEL_COMPONENTS = 32
+NEIGHBOURS = 20
+WEIGHT_FLOOR = 1e-6  # of an edge: an outlier without edges has no place in a spectral embedding
+SMOOTHING_STEPS = 4
 SMALL_CLUSTERS = 20  # for each class
 FEWEST_SAMPLES = 3  # in a small cluster, on average
 
@@ -25,26 +32,35 @@ class Start:
     ----------
     data, seed
         What to cluster, and the seed of all that is random.
+    heads
+        Classifiers that are trained side by side.
     features
         (N, D), not learned.
     graph
         Semantic graph of the features.
-    clusters
-        For each head the clusters (N,) that its prototypes start at.
     """
 
     data: Dataset
     seed: int
+    heads: int
     features: np.ndarray
     graph: csr_array
-    clusters: list[np.ndarray]
+
+    @cached_property
+    def clusters(self) -> list[np.ndarray]:
+        """For each head the clusters (N,) that its prototypes start at, made when first asked for.
+
+        Each is `merged_small_clusters` of its own seed.
+        """
+        smooth = smoothed(self.features, self.graph)
+        return [
+            merged_small_clusters(smooth, self.graph, self.data.n_classes, own)
+            for own in range(self.seed * self.heads, (self.seed + 1) * self.heads)
+        ]
 
 
 def start(data: Dataset, heads: int, seed: int) -> Start:
-    """Return the graph of a data set and a start for each head.
-
-    Each is `merged_small_clusters` of its own seed.
-    """
+    """Return the features and the graph of a data set, and where each head starts."""
     features = plain_features(data, seed)
     distinct = len(np.unique(features, axis=0))
     if distinct < data.n_classes:
@@ -52,10 +68,7 @@ def start(data: Dataset, heads: int, seed: int) -> Start:
             f"{data.name} must have {data.n_classes} distinct samples or more, one for each "
             f"class; got {distinct}"
         )
-    graph = connected_graph(features, data.n_classes)
-    seeds = range(seed * heads, (seed + 1) * heads)
-    clusters = [merged_small_clusters(features, data.n_classes, own) for own in seeds]
-    return Start(data, seed, features, graph, clusters)
+    return Start(data, seed, heads, features, connected_graph(features, data.n_classes))
 
 
 def plain_features(data: Dataset, seed: int) -> np.ndarray:
@@ -67,11 +80,38 @@ def plain_features(data: Dataset, seed: int) -> np.ndarray:
     return PCA(components, random_state=seed).fit_transform(pixels)
 
 
-def merged_small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
+def connected_graph(features: np.ndarray, n_classes: int) -> csr_array:
+    """Connect 20 neighbours, or more until there are at most as many components as classes."""
+    k = min(NEIGHBOURS, len(features) - 1)
+    while True:
+        graph = ssot.knn_graph(features, k)
+        graph.data = np.maximum(graph.data, WEIGHT_FLOOR)
+        graph = (graph + graph.T) / 2
+        if connected_components(graph, return_labels=False) <= n_classes:
+            return graph
+        k = min(2 * k, len(features) - 1)
+
+
+def smoothed(features: np.ndarray, graph: csr_array) -> np.ndarray:
+    """Return the directions of the features (N, D), each averaged with its neighbours' a few times.
+
+    Samples move to the middle of their class, outliers most of all.
+    """
+    averages = (diags_array(1 / graph.sum(axis=1)) @ graph).astype(features.dtype)
+    directions = normalize(features)
+    for _ in range(SMOOTHING_STEPS):
+        directions = normalize(directions + averages @ directions)
+    return directions
+
+
+def merged_small_clusters(
+    features: np.ndarray, graph: csr_array, n_classes: int, seed: int
+) -> np.ndarray:
     """Merge many small k-means clusters by Ward's rule, each with the square root of its size.
 
     By its size, it would be Ward's clustering of the samples, which swallows rare classes. With all
-    alike, outliers would count as much as classes.
+    alike, outliers would count as much as classes. Only clusters that an edge of the graph joins
+    may merge.
     """
     small = max(n_classes, min(SMALL_CLUSTERS * n_classes, len(features) // FEWEST_SAMPLES))
     with warnings.catch_warnings():
@@ -79,9 +119,17 @@ def merged_small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
         parts = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit(features)
     found, part_of_sample, sizes = np.unique(parts.labels_, return_inverse=True, return_counts=True)
+    samples = np.arange(len(features))
+    members = csr_array((np.ones(len(samples)), (samples, part_of_sample)))
+    neighbours = members.T @ graph @ members + eye_array(len(found))
     # Equal points merge first and at no cost, so a point that is there w times has the weight w.
     copies = np.repeat(np.arange(len(found)), np.round(np.sqrt(sizes)).astype(int))
-    merging = AgglomerativeClustering(n_classes, linkage="ward")
-    merged = merging.fit_predict(parts.cluster_centers_[found[copies]])
+    merging = AgglomerativeClustering(
+        n_classes, linkage="ward", connectivity=csr_array(neighbours)[copies][:, copies]
+    )
+    with warnings.catch_warnings():
+        # Components of the graph merge last.
+        warnings.filterwarnings("ignore", "the number of connected components", UserWarning)
+        merged = merging.fit_predict(parts.cluster_centers_[found[copies]])
     cluster_of_part = merged[np.searchsorted(copies, np.arange(len(found)))]
     return cluster_of_part[part_of_sample]

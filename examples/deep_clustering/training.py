@@ -40,7 +40,7 @@ class Settings:
     rounds
         Times that all samples get pseudo-labels.
     updates
-        Gradient steps between pseudo-labels.
+        Gradient steps between pseudo-labels; with a memory bank it is always one.
     batch
         Samples in a gradient step.
     bank
@@ -102,7 +102,7 @@ class Training:
         self.history = History()
         self.round = 0
         self.network = self._new_network()
-        self._place_prototypes(begin.clusters)
+        self._begin = begin
         self.optimizer = self._new_optimizer()
         self.labeler = self._new_labeler()
 
@@ -112,6 +112,8 @@ class Training:
         """Train to the end; where a checkpoint exists, from there on."""
         if checkpoint is not None and checkpoint.exists():
             self.load_state_dict(torch.load(checkpoint, self.inputs.device, weights_only=True))
+        elif self.round == 0:
+            self._place_prototypes(self._begin.clusters)
         while self.round < self.settings.rounds:
             self._train_round()
             if on_round is not None:

@@ -12,7 +12,7 @@ import torch
 from scipy.linalg import LinAlgError
 
 from ssot.adjacency import Shard
-from ssot.arrays import HOST, Vector, namespace, to_place
+from ssot.arrays import HOST, Array, Vector, namespace, to_place
 from ssot.curvature import Coupling, DenseCoupling, Indices, System, sampled_rows
 from ssot.distributed.ranks import GroupRanks
 from ssot.kernels.protocol import (
@@ -32,13 +32,16 @@ class ShardedKernel:
     problems takes one exchange.
     """
 
-    def __init__(self, own: Kernel, problem: Problem, samples: int) -> None:
+    def __init__(
+        self, own: Kernel, problem: Problem, samples: int, kept_every: int | None = None
+    ) -> None:
         self.name = own.name
         self.place = own.place
         self.resolution = own.resolution
         self.samples = samples
         self.shift = own.shift
         self.adds_up = True
+        self.kept_every = kept_every
         self.own = own
         self._problem = problem
         self.ranks = cast(GroupRanks, problem.ranks)
@@ -94,10 +97,14 @@ class ShardedKernel:
         """See `Kernel`."""
         self.own.interpolate(old, new, step)
 
-    def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
+    def sample(self, product: Matrix | None, every: int) -> tuple[Kernel, Matrix | None]:
         """See `Kernel`; of each rank's rows."""
         own, its_product = self.own.sample(product, every)
         return type(self)(own, self._problem, self.samples // every), its_product
+
+    def for_rows(self, cost: Matrix, weight: Array) -> Kernel:
+        """See `Kernel`; of rows of this rank alone."""
+        return self.own.for_rows(cost, weight)
 
     def typical_spread(self, product: Matrix | None) -> float:
         """See `Kernel`; the mean over the ranks, as their rows count."""

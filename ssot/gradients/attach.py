@@ -11,6 +11,7 @@ from ssot.arrays import HOST, Array, isolated, place_of, to_computing_dtype, to_
 from ssot.kernels import make_kernel
 from ssot.problem import Problem
 from ssot.solution import Report, Solution, Tracked
+from ssot.streaming.source import RowBlocks, peeked
 
 
 def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution:
@@ -42,16 +43,20 @@ def with_gradients(solution: Solution, arguments: Mapping[str, Any]) -> Solution
     return replace(solution, _tracked=Tracked(plan, value, report))
 
 
-def refuse_gradients(arguments: Mapping[str, Any]) -> None:
-    """Refuse tensors that require gradients where the plan cannot have them."""
+def refuse_gradients(arguments: Mapping[str, Any], group: Any) -> None:
+    """Refuse tensors that require gradients where the plan has none: streamed, or on ranks."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.is_grad_enabled():
         return
+    is_streamed = any(isinstance(value, RowBlocks) for value in arguments.values())
+    if group is None and not is_streamed:
+        return
     for name, value in arguments.items():
-        if place_of(value).library == "torch" and value.requires_grad:
+        given = peeked(value)
+        if place_of(given).library == "torch" and given.requires_grad:
             raise ValueError(
-                f"{name} requires gradients, which the solution of a problem on several ranks does "
-                f"not have; pass {name}.detach(), or solve under torch.no_grad()"
+                f"{name} must not require gradients, as the plan of RowBlocks or of a group has "
+                "none; solve under torch.no_grad(), or detach it"
             )
 
 
@@ -90,4 +95,5 @@ def _solved(solution: Solution, *, by_graph: bool) -> Any:
             epsilon=problem.epsilon,
             semantic_weight=problem.semantic_weight,
             graph_product=_graph_product(problem) if has_graph else None,
+            slack_entropy=problem.slack_entropy,
         )

@@ -39,8 +39,8 @@ class Gradients(NamedTuple):
 
     `prior` and `sample_weight` are those of the problem that divides both by their sums. Where an
     input is at the end of its range, so that mass appears at an infinite slope, the gradient is 0:
-    for a class of prior 0, and in the value for a sample of weight 0 and for `rho` at 1. The plan's
-    gradient in these two is the one-sided derivative.
+    for a class of prior 0, and in the value for a sample of weight 0 and, if the slack has an
+    entropy, for `rho` at 1. The plan's gradient in these two is the one-sided derivative.
     """
 
     cost: Tensor
@@ -114,8 +114,9 @@ def value_gradients(solved: Solved) -> Gradients:
         \frac{dV}{d\lambda_j} = \mathrm{KL}_j(Q^T 1 \,\|\, r)
 
     for the targets :math:`r = [\rho \beta, 1 - \rho]` and the logarithms :math:`\ell` of what rows
-    were divided by; :math:`dV/dr_j = g_j` for a hard column. The gradient in the cost is the plan
-    itself, not a copy.
+    were divided by; :math:`dV/dr_j = g_j` for a hard column. Without entropy of the slack, its sum
+    is left out, and :math:`dV/dr_{K+1}` is the least :math:`\varepsilon (\ell_i - \log \alpha_i -
+    1)`, from which a row is not full. The gradient in the cost is the plan itself, not a copy.
     """
     with isolated(place_of(solved.plan)):
         plan, alpha, epsilon = solved.plan, solved.sample_weight, solved.epsilon
@@ -123,6 +124,8 @@ def value_gradients(solved: Solved) -> Gradients:
         has_weight = alpha > 0
         by_weight = torch.where(has_weight, epsilon * (alpha.log() - log_partition), 0)
         by_target = _value_by_target(solved)
+        if not solved.slack_entropy:
+            by_target[-1] = epsilon * ((log_partition - alpha.log())[has_weight].min() - 1)
         by_rho = _by_rho(solved, by_target)
         target, mass = solved.target[:-1], plan.sum(dim=0, dtype=torch.float64)
         divergence = torch.xlogy(mass, mass / target) - mass + target
@@ -133,8 +136,8 @@ def value_gradients(solved: Solved) -> Gradients:
             sample_weight=torch.where(has_weight, by_weight - alpha @ by_weight, 0),
             prior=_by_prior(solved, by_target),
             kl_weight=torch.where(is_soft, divergence, 0),
-            rho=by_rho if solved.rho < 1 else torch.zeros_like(by_rho),
-            epsilon=_entropy(plan) + _entropy(slack[:, None]),
+            rho=by_rho if solved.rho < 1 or not solved.slack_entropy else torch.zeros_like(by_rho),
+            epsilon=_entropy(plan) + (_entropy(slack[:, None]) if solved.slack_entropy else 0.0),
             semantic_weight=-inner(plan, solved.product(plan)),
         )
 

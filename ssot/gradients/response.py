@@ -12,6 +12,10 @@ semi-definite. For a loss with the gradient V in the plan, the chain rule asks f
 
     Z = Phi(X),    X = V + 2 semantic_weight W Z.
 
+Where the slack has no entropy, a loose row, one with room, is ``exp((g - g_{K+1} - C'_i) /
+epsilon) / N``, and A is on it the Laplacian of a star, ``Q_i (T_i - T_{i,K+1}) / epsilon`` on the
+classes. The plan then has a derivative wherever no row is just full.
+
 Without a graph ``X = V``. With one this is the linear system
 ``(Phi^{-1} - 2 semantic_weight W) Z = V``, symmetric, and definite where the plan is a strict local
 minimum: conjugate gradients solve it, preconditioned by Phi.
@@ -71,6 +75,8 @@ class Solved:
         The scalars of the problem.
     graph_product : callable or None
         Returns ``W X`` for an (N, K) tensor X, with the symmetrised graph W.
+    slack_entropy : bool
+        Whether the slack has an entropy.
     """
 
     cost: Tensor
@@ -83,6 +89,7 @@ class Solved:
     epsilon: float
     semantic_weight: float
     graph_product: Callable[[Tensor], Tensor] | None
+    slack_entropy: bool = True
 
     @property
     def target(self) -> Tensor:
@@ -156,13 +163,15 @@ class Response:
         pull = torch.zeros_like(self.demand)
         for rows, p, weight in self._blocks():
             t = _with_virtual(matrix[rows])
-            pull += (weight * p * (t - _mean(p, t))).sum(dim=0)
+            pull += (weight * p * (t - self._mean(p, t))).sum(dim=0)
+        if not self.solved.slack_entropy:
+            pull[-1] = -pull[:-1].sum()  # what loose rows take from their slack
         h = self._root @ (self._root.T @ pull)
         energy = self._softness @ h.square()
         image = torch.empty_like(matrix)
         for rows, p, weight in self._blocks():
             y = _with_virtual(matrix[rows]) - h
-            y -= _mean(p, y)
+            y -= self._mean(p, y)
             moved = weight * p * y
             image[rows] = moved[:, :-1]
             energy += (moved * y).sum()
@@ -176,24 +185,31 @@ class Response:
         return float(total)
 
     def row_gradients(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``<Y_i, P_i>`` of each row for ``Y = X - 1 h``, and ``-<A Y, log P>``."""
+        """Return how ``<Y, alpha P>`` changes with alpha and epsilon, for ``Y = X - 1 h``.
+
+        That is ``<Y_i, P_i>`` in each row, or ``Y_{i,K+1}`` in a loose one, and
+        ``-<A Y, log(alpha P)>``.
+        """
         by_weight = torch.empty_like(self.log_partition)
         by_epsilon = torch.zeros_like(h[0])
         for rows, p, weight in self._blocks():
             y = _with_virtual(x[rows]) - h
-            mean = _mean(p, y)
+            mean = self._mean(p, y)
             by_weight[rows] = mean[:, 0]
-            by_epsilon -= (weight * torch.xlogy(p, p) * (y - mean)).sum()
+            mass = (self.solved.epsilon * weight * p).clamp(min=torch.finfo(p.dtype).tiny)
+            by_epsilon -= (weight * torch.xlogy(p, mass) * (y - mean)).sum()
         return by_weight, by_epsilon
 
     def price_of_opening(self, by_weight: Tensor) -> Tensor:
         """Return the limit of the virtual column's h where its mass goes to 0.
 
         Its first mass comes from the rows in proportion to ``alpha_i exp(-log_partition_i)``, which
-        then lack it as if their weights were smaller.
+        then lack it as if their weights were smaller; without entropy from the first of them alone.
         """
         alpha = self.solved.sample_weight
         log_share = torch.where(alpha > 0, alpha.log() - self.log_partition, -math.inf)
+        if not self.solved.slack_entropy:
+            return -by_weight[log_share.argmax()]
         return -torch.softmax(log_share, dim=0) @ by_weight
 
     def _root_of_inverse(self) -> Tensor:
@@ -206,7 +222,11 @@ class Response:
         """
         coupling = torch.zeros_like(self.demand.diag())
         for _, p, weight in self._blocks():
-            coupling += p.T @ (weight * p)
+            is_loose = self._is_loose(p)
+            coupling += p.T @ (weight * p).masked_fill_(is_loose, 0)
+            edges = (weight * p).masked_fill_(~is_loose, 0).sum(dim=0)
+            coupling[-1] += edges
+            coupling[:, -1] += edges
         coupling.fill_diagonal_(0)
         diagonal = coupling.sum(dim=1) + self._softness
         scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0)
@@ -214,6 +234,15 @@ class Response:
         known = values > len(values) * torch.finfo(values.dtype).eps
         root: Tensor = scale[:, None] * vectors[:, known] * values[known].rsqrt()
         return root
+
+    def _is_loose(self, p: Tensor) -> Tensor:
+        """Return which rows have room, as a column: only without entropy of the slack."""
+        return (p[:, -1:] > 0) & (not self.solved.slack_entropy)
+
+    def _mean(self, p: Tensor, rows: Tensor) -> Tensor:
+        """Return ``<P_i, T_i>`` of each row, or ``T_{i,K+1}`` of a loose one, as a column."""
+        mean = (p * rows).sum(dim=1, keepdim=True)
+        return torch.where(self._is_loose(p), rows[:, -1:], mean)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield rows: which, their P, and their ``alpha / epsilon``."""
@@ -287,7 +316,8 @@ def _conjugate_gradients(response: Response, v: Tensor) -> tuple[Tensor, float, 
 def probabilities(solved: Solved) -> tuple[Tensor, Tensor]:
     """Return P, (N, K + 1), and the logarithm of what each row was divided by, (N,).
 
-    A row of weight 0 that no open column may take is 0, at a logarithm of ``-inf``.
+    A row of weight 0 that no open column may take is 0, at a logarithm of ``-inf``. Where the slack
+    has no entropy, a row with room has that of its brim, ``prices_{K+1} / epsilon + log(N alpha)``.
     """
     samples, classes = solved.cost.shape
     probability = solved.cost.new_empty(samples, classes + 1)
@@ -296,11 +326,19 @@ def probabilities(solved: Solved) -> tuple[Tensor, Tensor]:
     for rows in row_blocks(probability):
         cost = solved.cost[rows].double() - 2 * solved.semantic_weight * product[rows].double()
         exponent = (solved.prices - pad(cost, (0, 1))) / solved.epsilon
+        if not solved.slack_entropy:
+            brim = exponent[:, -1] + (samples * solved.sample_weight[rows]).log()
+            exponent[:, -1] = -math.inf
         highest = exponent.amax(dim=1, keepdim=True)
         terms = torch.exp(exponent - highest.clamp(min=torch.finfo(highest.dtype).min))
         total = terms.sum(dim=1, keepdim=True)
         probability[rows] = terms / total.clamp(min=1)  # at least 1 but in an empty row
         log_partition[rows] = (highest + total.log())[:, 0]
+        if not solved.slack_entropy:
+            log_filled = torch.where(log_partition[rows] < brim, log_partition[rows] - brim, 0)
+            probability[rows] *= log_filled.exp()[:, None]
+            probability[rows, -1] = -log_filled.expm1().to(probability.dtype)
+            log_partition[rows] = torch.maximum(log_partition[rows], brim)
     return probability, log_partition
 
 
@@ -324,8 +362,3 @@ def inner(first: Tensor, second: Tensor) -> Tensor:
 def _with_virtual(rows: Tensor) -> Tensor:
     """Return rows in float64 with a last column of 0."""
     return pad(rows.double(), (0, 1))
-
-
-def _mean(p: Tensor, rows: Tensor) -> Tensor:
-    """Return ``<P_i, T_i>`` of each row, as a column."""
-    return (p * rows).sum(dim=1, keepdim=True)

@@ -29,6 +29,11 @@ PANEL_HEIGHT = 64
 MOST_DECIDED_TOTAL = 1 / (1 - 1 / 32)
 """Sum of a row's exponentials, the largest being 1, up to which the row counts as decided."""
 
+LOWEST = float(np.finfo(np.float64).min)
+"""In place of ``-inf`` where that would be subtracted from itself."""
+
+LOG2_E = math.log2(math.e)
+
 PADDING = 32
 """Rows of exponentials are filled up to a multiple of this: vector loops then have no remainder."""
 
@@ -77,7 +82,8 @@ def _softmax_row(
     """Write ``2 ** (scale (x - max x))`` to `scaled`, ``x = prices - [C_i - shift - pull G_i, 0]``.
 
     Exponents are formed in float64, so that a float32 problem loses accuracy only in its
-    exponential, and are ``-inf`` beyond the columns. Returns the total of the row, and ``max x``.
+    exponential, and are ``-inf`` beyond the columns. Returns the total of the row, and its level
+    ``max x + log2(total) / scale``.
     """
     classes = cost.shape[1]
     offset = prices[classes]
@@ -92,8 +98,7 @@ def _softmax_row(
             x = prices[j] - (np.float64(cost[i, j]) - shift)
             exponent[j] = x
             offset = maximum(offset, x)
-    if offset == -np.inf:  # no open column: only a row without weight
-        offset = 0.0
+    offset = maximum(offset, LOWEST)  # of a row without open columns
     for j in range(len(scaled)):
         scaled[j] = scale * (exponent[j] - offset)
     total = 0.0
@@ -101,7 +106,25 @@ def _softmax_row(
         y = exp2(scaled[j])
         scaled[j] = y
         total += np.float64(y)
-    return (total if total > 0.0 else 1.0), offset
+    if total == 0.0:
+        return 1.0, offset
+    return total, offset + log2(total) / scale
+
+
+@_compiled(parallel=False)
+def _filled(level: Any, brim_price: Any, weight: Any, scale: Any) -> Any:
+    """Return how much of a row its classes fill, and its term of the log-partition over its weight.
+
+    Always all where the slack has an entropy, and the price is None: passes for such are compiled
+    without these lines.
+    """
+    if brim_price is None:
+        return 1.0, level
+    brim = brim_price + log2(weight) / scale
+    if level >= brim:
+        return 1.0, level
+    share = exp2(scale * (level - brim))
+    return share, brim + (share - 1.0) * LOG2_E / scale
 
 
 @_compiled(parallel=False)
@@ -113,13 +136,19 @@ def _add_overlap(panel: Any, height: Any, overlap: Any) -> None:
 
 
 @_compiled(parallel=False)
-def _add_decided(scaled: Any, share: Any, overlap: Any) -> None:
-    """Couple the largest entry of a row, which is 1, with the others, in its row of `overlap`."""
+def _largest(scaled: Any, columns: Any) -> Any:
+    """Return the column of the largest entry of a row, which is 1."""
     top = 0
-    while scaled[top] < 1.0 and top + 1 < len(overlap):
+    while scaled[top] < 1.0 and top + 1 < columns:
         top += 1
+    return top
+
+
+@_compiled(parallel=False)
+def _add_star(scaled: Any, share: Any, centre: Any, overlap: Any) -> None:
+    """Couple one column with the others by the entries of a row, in its row of `overlap`."""
     for j in range(len(overlap)):
-        overlap[top, j] += np.float32(share) * np.float32(scaled[j])
+        overlap[centre, j] += np.float32(share) * np.float32(scaled[j])
 
 
 @_compiled(parallel=False)
@@ -142,6 +171,7 @@ def row_sums(
     product: Any,
     pull: Any,
     prices: Any,
+    brim_price: Any,
     scale: Any,
     weight: Any,
     column_mass: Any,
@@ -152,8 +182,9 @@ def row_sums(
     """Sum each group's column masses and log-partition, and the overlap of all rows.
 
     A row that is all but decided couples its largest entry with the others, in the second of the
-    group's partial overlaps; products of the others are of second order. The remaining rows add all
-    their products to the first, on and above the diagonal.
+    group's partial overlaps; products of the others are of second order. So does a row that is not
+    full with the virtual cluster. The remaining rows add all their products to the first, on and
+    above the diagonal.
     """
     rows, classes = cost.shape
     groups = len(column_mass)
@@ -162,20 +193,26 @@ def row_sums(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
+        left = 0.0
         log_sum = 0.0
         panel = np.zeros((PANEL_HEIGHT, partial_overlap.shape[2]), np.float32)
         height = 0
         partial_overlap[group] = 0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(
+            total, level = _softmax_row(
                 cost, shift, product, pull, i, prices, scale, exponent, scaled
             )
-            share = weight[i] / total
+            filled, worth = _filled(level, brim_price, weight[i], scale)
+            share = weight[i] * filled / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
-            log_sum += weight[i] * (offset + log2(total) / scale)
-            if total <= MOST_DECIDED_TOTAL:
-                _add_decided(scaled, share / total, partial_overlap[group, 1])
+            left += weight[i] * (1.0 - filled)
+            log_sum += weight[i] * worth
+            if filled < 1.0 or total <= MOST_DECIDED_TOTAL:
+                is_full = filled == 1.0
+                centre = _largest(scaled, classes + 1) if is_full else classes
+                by_mass = share / total if is_full else share
+                _add_star(scaled, by_mass, centre, partial_overlap[group, 1])
                 continue
             root = np.float32(math.sqrt(weight[i]) / total)
             for j in range(classes + 1):
@@ -186,6 +223,7 @@ def row_sums(
                 height = 0
         if height > 0:
             _add_overlap(panel, height, partial_overlap[group, 0])
+        mass[classes] += left
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = log_sum
     for i in numba.prange(classes + 1):
@@ -228,11 +266,14 @@ def large_entries(
     product: Any,
     pull: Any,
     prices: Any,
+    brim_price: Any,
     scale: Any,
     weight: Any,
     column_mass: Any,
     log_partition: Any,
     threshold: Any,
+    coupled: Any,
+    loose_mass: Any,
     room: Any,
     counts: Any,
     needed: Any,
@@ -243,6 +284,8 @@ def large_entries(
 
     Each group lists its own one after the other, from the position ``room * (its first row)`` on.
     `needed` is the room a row that the group needed; if above `room`, its list is not complete.
+    Rows that are not full list none: their weight in `coupled` becomes 0, and their mass is summed
+    apart.
     """
     rows, classes = cost.shape
     groups = len(column_mass)
@@ -251,23 +294,36 @@ def large_entries(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
+        left = 0.0
         log_sum = 0.0
         first, last = _first_row(group, groups, rows), _first_row(group + 1, groups, rows)
         position = room * first
+        loose = np.zeros(width)
         for i in range(first, last):
-            total, offset = _softmax_row(
+            total, level = _softmax_row(
                 cost, shift, product, pull, i, prices, scale, exponent, scaled
             )
-            share = weight[i] / total
+            filled, worth = _filled(level, brim_price, weight[i], scale)
+            share = weight[i] * filled / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
-            log_sum += weight[i] * (offset + log2(total) / scale)
+            left += weight[i] * (1.0 - filled)
+            log_sum += weight[i] * worth
+            if filled < 1.0:
+                coupled[i] = 0.0
+                counts[i] = 0
+                for j in range(width):
+                    loose[j] += share * np.float64(scaled[j])
+                loose[classes] += weight[i] * (1.0 - filled)
+                continue
             following = _list_large(
                 scaled, threshold, total, position, room * last, columns, values
             )
             counts[i] = following - position
             position = following
         needed[group] = (position - room * first) / max(1, last - first)
+        loose_mass[group] = loose[: classes + 1]
+        mass[classes] += left
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = log_sum
 
@@ -293,6 +349,7 @@ def write_plan(
     product: Any,
     pull: Any,
     prices: Any,
+    brim_price: Any,
     scale: Any,
     weight: Any,
     column_mass: Any,
@@ -308,18 +365,22 @@ def write_plan(
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
+        left = 0.0
         log_sum = 0.0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, offset = _softmax_row(
+            total, level = _softmax_row(
                 cost, shift, product, pull, i, prices, scale, exponent, scaled
             )
-            share = weight[i] / total
+            filled, worth = _filled(level, brim_price, weight[i], scale)
+            share = weight[i] * filled / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
-            log_sum += weight[i] * (offset + log2(total) / scale)
+            left += weight[i] * (1.0 - filled)
+            log_sum += weight[i] * worth
             for j in range(classes):
                 matrix[i, j] = scaled[j] * scaled.dtype.type(share)
-            slack[i] = share * np.float64(scaled[classes])
+            slack[i] = share * np.float64(scaled[classes]) + weight[i] * (1.0 - filled)
+        mass[classes] += left
         column_mass[group] = mass[: classes + 1]
         log_partition[group] = log_sum
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numba
 import numpy as np
@@ -26,7 +26,7 @@ from ssot.curvature import (
     System,
 )
 from ssot.kernels import compiled
-from ssot.kernels.numpy import NumpyKernel
+from ssot.kernels.numpy import NumpyKernel, virtual_and_brim
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums
 from ssot.kernels.vectors import LARGEST_TILE
 
@@ -81,14 +81,17 @@ class NumbaKernel(NumpyKernel):
             self._run(compiled.row_sums, *arguments, self._partial_overlap, overlap)
             return _row_sums(column_mass, log_partition), DenseCoupling(overlap)
         counts, needed = np.empty(self.samples, np.int64), np.empty(self._groups)
+        coupled, loose_mass = self._weight.copy(), np.empty_like(column_mass)
         while True:
             lists = (counts, needed, self._columns, self._values)
-            self._run(compiled.large_entries, *arguments, LARGEST_TAIL, self._room, *lists)
+            rows = (LARGEST_TAIL, coupled, loose_mass, self._room)
+            self._run(compiled.large_entries, *arguments, *rows, *lists)
             if needed.max() <= self._room:
                 break
             self._reserve(math.ceil(needed.max()))
         sums = _row_sums(column_mass, log_partition)
-        return sums, SparseCoupling(self._compressed(counts), self._weight, sums.column_mass)
+        loose = None if self._bound.slack_entropy else loose_mass.sum(axis=0)
+        return sums, SparseCoupling(self._compressed(counts), coupled, sums.column_mass, loose)
 
     def plan(
         self, product: Array | None, prices: Vector, epsilon: float, out: Plan | None
@@ -140,6 +143,12 @@ class NumbaKernel(NumpyKernel):
         self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
         new.slack[:] = old.slack + step * (new.slack - old.slack)
 
+    def for_rows(self, cost: Array, weight: Vector) -> Self:
+        kernel = super().for_rows(cost, weight)
+        if not kernel._is_dense:
+            kernel._reserve(self._room)
+        return kernel
+
     @cached_property
     def _edges(self) -> tuple[NDArray[Any], ...]:
         """Where the rows of the graph start, the columns and the weights of its edges."""
@@ -158,7 +167,10 @@ class NumbaKernel(NumpyKernel):
         given, pull = (self._cost[:1], 0.0) if product is None else (_frozen(product), self._pull)
         column_mass = np.empty((self._groups, len(prices)))
         log_partition = np.empty(self._groups)
-        head = (self._cost, self.shift, given, pull, _frozen(prices), scale, self._weight)
+        virtual_price, brim_price = virtual_and_brim(prices[-1], self._bound)
+        inside = _frozen(np.append(prices[:-1], virtual_price))
+        brim = None if self._bound.slack_entropy else brim_price
+        head = (self._cost, self.shift, given, pull, inside, brim, scale, self._weight)
         return (*head, column_mass, log_partition), column_mass, log_partition
 
     def _reserve(self, room: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -29,6 +30,9 @@ BLOCK_ENTRIES = 1 << 17
 SMALLEST_BLOCK_HEIGHT = 512
 """Fewest rows in a block, whatever K: narrower blocks make slow products for the overlap."""
 
+LOWEST = float(np.finfo(np.float64).min)
+"""In place of ``-inf`` where that would be subtracted from itself."""
+
 SPREAD_SAMPLE = 64
 """Rows looked at to learn the typical spread of a cost."""
 
@@ -39,6 +43,7 @@ class NumpyKernel:
     name = "numpy"
     place = HOST
     adds_up = False
+    kept_every: int | None = None
 
     def __init__(self, bound: Bound) -> None:
         self.resolution = float(np.finfo(bound.cost.dtype).eps)
@@ -69,18 +74,24 @@ class NumpyKernel:
         sums = _Sums(len(prices))
         is_dense = len(prices) <= LARGEST_DENSE
         overlap = np.zeros((len(prices),) * 2) if is_dense else np.zeros((0, 0))
-        large = []
-        for block in self._softmax_blocks(product, prices, epsilon):
-            weight = self._weight[block.rows]
-            sums.add(block, weight, epsilon)
+        large, coupled = [], []
+        for block in self._plan_blocks(product, prices, epsilon):
+            sums.add(block)
             if is_dense:
-                _add_overlap(overlap, block, weight)
+                _add_overlap(overlap, block)
             else:
                 large.append(_large_entries(block))
+                coupled.append(block.coupled)
         if is_dense:
+            overlap[:-1, -1] += sums.loose_mass[:-1]
             overlap[-1, :-1] = overlap[:-1, -1]
             return sums.result(), DenseCoupling(overlap)
-        coupling = SparseCoupling(sparse.vstack(large, "csr"), self._weight, sums.column_mass)
+        coupling = SparseCoupling(
+            sparse.vstack(large, "csr"),
+            np.concatenate(coupled),
+            sums.column_mass,
+            None if self._bound.slack_entropy else sums.loose_mass,
+        )
         return sums.result(), coupling
 
     def plan(
@@ -88,14 +99,11 @@ class NumpyKernel:
     ) -> tuple[Plan, RowSums]:
         plan = out or Plan(np.empty_like(self._cost), np.empty(len(self._cost)))
         sums = _Sums(len(prices))
-        for block in self._softmax_blocks(product, prices, epsilon):
-            weight = self._weight[block.rows]
-            sums.add(block, weight, epsilon)
-            share = weight / block.total
-            np.multiply(
-                block.scaled, share.astype(self._cost.dtype)[:, None], out=plan.matrix[block.rows]
-            )
-            plan.slack[block.rows] = share * block.virtual
+        for block in self._plan_blocks(product, prices, epsilon):
+            sums.add(block)
+            share = block.share.astype(self._cost.dtype)
+            np.multiply(block.scaled, share[:, None], out=plan.matrix[block.rows])
+            plan.slack[block.rows] = block.slack
         return plan, sums.result()
 
     def measure(self, plan: Plan, product: Array | None) -> PlanSums:
@@ -140,14 +148,14 @@ class NumpyKernel:
         if not weight.any():
             weight = np.ones_like(weight)
         total = weight.sum()
-        sampled = self._bound._replace(
-            cost=np.ascontiguousarray(self._cost[::every]),
-            sample_weight=weight * (self._weight.sum() / total) if total else weight,
-            graph=None,
+        sampled = self.for_rows(
+            np.ascontiguousarray(self._cost[::every]),
+            weight * (self._weight.sum() / total) if total else weight,
         )
-        return type(self)(sampled), None if product is None else np.ascontiguousarray(
-            product[::every]
-        )
+        return sampled, None if product is None else np.ascontiguousarray(product[::every])
+
+    def for_rows(self, cost: Array, weight: Vector) -> Self:
+        return type(self)(self._bound._replace(cost=cost, sample_weight=weight, graph=None))
 
     def typical_spread(self, product: Array | None) -> float:
         every = max(1, len(self._cost) // SPREAD_SAMPLE)
@@ -159,15 +167,16 @@ class NumpyKernel:
     def _product_rows(self, matrix: Array, rows: slice) -> Array:
         return np.asarray(self._graph[rows] @ matrix)
 
-    def _softmax_blocks(
+    def _plan_blocks(
         self, product: Array | None, prices: Vector, epsilon: float
-    ) -> Iterator[_SoftmaxBlock]:
-        """Yield the softmax of ``(prices - [C, 0]) / epsilon`` over blocks of rows.
+    ) -> Iterator[_PlanBlock]:
+        """Yield the plan of the prices over blocks of rows.
 
         Exponents are formed in float64, so that a float32 problem loses accuracy only in its
         exponential. The next block overwrites the arrays of the last.
         """
-        cost, class_prices, virtual_price = self._cost, prices[:-1], prices[-1]
+        cost, class_prices = self._cost, prices[:-1]
+        virtual_price, brim_price = virtual_and_brim(prices[-1], self._bound)
         exponent = np.empty((min(len(cost), _block_height(cost)), cost.shape[1]))
         scaled = exponent if cost.dtype == np.float64 else np.empty_like(exponent, cost.dtype)
         for rows in _row_blocks(cost):
@@ -178,29 +187,48 @@ class NumpyKernel:
                 work += class_prices
                 if product is not None:
                     work += self._pull * product[rows].astype(np.float64)
-                offset = np.maximum(work.max(axis=1), virtual_price)
-                offset[offset == -np.inf] = 0.0  # no open column: only rows without weight
+                offset = np.maximum(work.max(axis=1), max(virtual_price, LOWEST))
                 work -= offset[:, None]
                 np.multiply(work, 1.0 / epsilon, out=out, casting="same_kind")
                 np.exp(out, out=out)
                 virtual = np.exp((virtual_price - offset) / epsilon)
             total = out.sum(axis=1, dtype=np.float64) + virtual
-            total[total == 0.0] = 1.0
-            yield _SoftmaxBlock(rows, out, virtual, total, offset)
+            total[total == 0.0] = 1.0  # no open class
+            weight = self._weight[rows]
+            share, level = weight / total, offset + epsilon * np.log(total)
+            if self._bound.slack_entropy:
+                yield _PlanBlock(rows, out, share, share * virtual, weight * level, weight)
+                continue
+            with np.errstate(divide="ignore", over="ignore", under="ignore"):
+                brim = brim_price + epsilon * np.log(weight)
+                top = np.maximum(level, brim)
+                log_filled = (level - top) / epsilon
+                share *= np.exp(log_filled)
+                room = -np.expm1(log_filled)
+            yield _PlanBlock(
+                rows=rows,
+                scaled=out,
+                share=share,
+                slack=weight * room,
+                log_partition=weight * (top - epsilon * room),
+                coupled=np.where(room > 0.0, 0.0, weight),
+            )
 
 
-class _SoftmaxBlock(NamedTuple):
-    """Unnormalised softmax of a block of rows.
+class _PlanBlock(NamedTuple):
+    """A block of rows of the plan.
 
-    Exponentials of the K classes and of the virtual cluster, their total over each row, and the
-    row maximum, in the unit of the cost, that was subtracted.
+    Exponentials of the classes and what they are multiplied by, (h, K) and (h,); the slacks, the
+    terms of the log-partition, and the sample weights, 0 for loose rows: those with room where the
+    slack has no entropy.
     """
 
     rows: slice
     scaled: Array
-    virtual: Vector
-    total: Vector
-    offset: Vector
+    share: Vector
+    slack: Vector
+    log_partition: Vector
+    coupled: Vector
 
 
 class _Sums:
@@ -208,13 +236,18 @@ class _Sums:
 
     def __init__(self, columns: int) -> None:
         self.column_mass = np.zeros(columns)
+        self.loose_mass = np.zeros(columns)
         self._log_partition = 0.0
 
-    def add(self, block: _SoftmaxBlock, weight: Vector, epsilon: float) -> None:
-        share = weight / block.total
-        self.column_mass[:-1] += share.astype(block.scaled.dtype) @ block.scaled
-        self.column_mass[-1] += share @ block.virtual
-        self._log_partition += float(weight @ (block.offset + epsilon * np.log(block.total)))
+    def add(self, block: _PlanBlock) -> None:
+        self.column_mass[:-1] += block.share.astype(block.scaled.dtype) @ block.scaled
+        self.column_mass[-1] += block.slack.sum()
+        self._log_partition += float(block.log_partition.sum())
+        is_loose = (block.coupled == 0.0) & (block.share > 0.0)
+        if is_loose.any():
+            share = np.where(is_loose, block.share, 0.0).astype(block.scaled.dtype)
+            self.loose_mass[:-1] += share @ block.scaled
+            self.loose_mass[-1] += block.slack.sum(where=is_loose)
 
     def result(self) -> RowSums:
         return RowSums(self.column_mass, self._log_partition)
@@ -231,21 +264,37 @@ def spread_of_rows(sample: NDArray[np.float64]) -> float:
     return float(np.median(np.nanmedian(allowed, axis=1) - np.nanmin(allowed, axis=1)))
 
 
-def _add_overlap(overlap: NDArray[np.float64], block: _SoftmaxBlock, weight: Vector) -> None:
-    """Add a block to ``P^T diag(alpha) P``, without the last row; the block is used up."""
-    root = np.sqrt(weight) / block.total
-    scaled, virtual = block.scaled, root * block.virtual
+def virtual_and_brim(price: float, bound: Bound) -> tuple[float, float]:
+    """Return the price of the virtual cluster within the softmax, and that of an empty slack.
+
+    Either is ``-inf``: a slack without entropy only says up to which level rows are not full.
+    """
+    return (price, -math.inf) if bound.slack_entropy else (-math.inf, price)
+
+
+def _add_overlap(overlap: NDArray[np.float64], block: _PlanBlock) -> None:
+    """Add full rows to ``P^T diag(alpha) P``, without the last row; the block is used up."""
+    inverse = _inverse_or_zero(np.sqrt(block.coupled))
+    root = block.share * inverse
+    scaled, virtual = block.scaled, block.slack * inverse
     scaled *= root.astype(scaled.dtype)[:, None]
     overlap[:-1, :-1] += scaled.T @ scaled
     overlap[:-1, -1] += virtual.astype(scaled.dtype) @ scaled
     overlap[-1, -1] += virtual @ virtual
 
 
-def _large_entries(block: _SoftmaxBlock) -> sparse.csr_array:
-    """Return the probabilities that are not counted to the tail of their row."""
-    probability = np.column_stack([block.scaled, block.virtual]) / block.total[:, None]
+def _large_entries(block: _PlanBlock) -> sparse.csr_array:
+    """Return the probabilities of full rows that are not counted to the tail of their row."""
+    inverse = _inverse_or_zero(block.coupled)
+    probability = np.empty((len(inverse), block.scaled.shape[1] + 1))
+    np.multiply(block.scaled, (block.share * inverse)[:, None], out=probability[:, :-1])
+    probability[:, -1] = block.slack * inverse
     probability[probability < LARGEST_TAIL] = 0.0
     return sparse.csr_array(probability)
+
+
+def _inverse_or_zero(weight: Vector) -> Vector:
+    return np.divide(1.0, weight, out=np.zeros_like(weight), where=weight > 0.0)
 
 
 def _inner(first: Array, second: Array) -> float:

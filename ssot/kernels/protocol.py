@@ -46,6 +46,16 @@ class RowSums(NamedTuple):
         ``P^T alpha``; the last entry belongs to the virtual cluster.
     log_partition : float
         ``epsilon * sum_i alpha_i logsumexp_j((prices_j - [C, 0]_ij) / epsilon)``.
+
+    Notes
+    -----
+    Where the slack has no entropy, row i asks for the mass ``s_i = exp((l_i - prices_{K+1}) /
+    epsilon)``, with the level ``l_i = epsilon logsumexp_j((prices_j - C_ij) / epsilon)`` of its
+    classes alone. It gets the share ``f_i = min(1, s_i / alpha_i)`` of its weight:
+    ``P_i = [f_i softmax((prices - C_i) / epsilon), 1 - f_i]``, and the log-partition has the term
+    ``alpha_i (max(l_i, prices_{K+1} + epsilon log alpha_i) - epsilon (1 - f_i))``. A full row
+    couples its classes as ever, ``alpha_i P_i P_i^T``; one with room couples each class with the
+    virtual cluster alone, by its mass.
     """
 
     column_mass: Vector
@@ -78,13 +88,14 @@ class PlanSums(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """What a kernel is bound to: the problem's arrays, the offset of all costs, and the ranks."""
+    """What a kernel is bound to: the problem's arrays, what its rows go by, and the ranks."""
 
     cost: Matrix
     sample_weight: Array
     graph: SymmetricGraph | None
     semantic_weight: float
     shift: float
+    slack_entropy: bool = True
     ranks: Ranks = ALONE
 
 
@@ -117,6 +128,9 @@ class Kernel(Protocol):
         The common offset of the problem's costs.
     adds_up : bool
         Whether a row pass with a `System` returns the sums of all ranks, not of its own rows.
+    kept_every : int or None
+        Where a reading of the cost is dear: which rows a sample can have without one, every first,
+        second and so on.
     """
 
     name: str
@@ -125,6 +139,7 @@ class Kernel(Protocol):
     samples: int
     shift: float
     adds_up: bool
+    kept_every: int | None
 
     @classmethod
     def together(
@@ -138,6 +153,8 @@ class Kernel(Protocol):
     ) -> tuple[RowSums, Coupling]:
         """Return the row sums, and how the K + 1 columns are coupled: ``P^T diag(alpha) P``.
 
+        See the notes of `RowSums` for rows whose slack has no entropy.
+
         A backend far from the host may solve the `system` at once, which it will be asked next;
         without one, the coupling can be had as a matrix.
         """
@@ -146,7 +163,7 @@ class Kernel(Protocol):
     def plan(
         self, product: Matrix | None, prices: Vector, epsilon: float, out: Plan | None
     ) -> tuple[Plan, RowSums]:
-        """Return the plan ``alpha_i softmax((prices - [C_i, 0]) / epsilon)``, in `out` if given."""
+        """Return the plan ``alpha_i P_i`` and the row sums, in `out` if given."""
         ...
 
     def measure(self, plan: Plan, product: Matrix | None) -> PlanSums:
@@ -169,10 +186,17 @@ class Kernel(Protocol):
         """Turn `new` into ``old + step (new - old)`` in place."""
         ...
 
-    def sample(self, product: Matrix | None, every: int) -> tuple[Self, Matrix | None]:
+    def sample(self, product: Matrix | None, every: int) -> tuple[Kernel, Matrix | None]:
         """Return the kernel of each `every`-th sample, and their rows of the product.
 
         Their weights are scaled up to the sum of all, and are uniform where all of them are 0.
+        """
+        ...
+
+    def for_rows(self, cost: Matrix, weight: Array) -> Kernel:
+        """Return the kernel of other rows of the problem, with their weights and without a graph.
+
+        It begins with what this one has learnt about how much room its passes need.
         """
         ...
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from ssot.adjacency import graph_in
-from ssot.arrays import HOST, Place, to_place
+from ssot.arrays import HOST, Array, Place, to_place
 from ssot.kernels.numpy import NumpyKernel
 from ssot.kernels.protocol import Bound, Kernel
 from ssot.problem import Problem
@@ -41,34 +42,49 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
         return _own_kernel(problem, backend)
     from ssot.distributed import ShardedKernel
 
-    own, _ = problem.ranks.share(lambda: (_own_kernel(problem, backend), None))
-    return ShardedKernel(own, problem, problem.totals.samples)
+    def find() -> tuple[Kernel, int]:
+        kernel = _own_kernel(problem, backend)
+        return kernel, kernel.kept_every or 0
+
+    own, kept_every = problem.ranks.share(find)
+    return ShardedKernel(own, problem, problem.totals.samples, max(kept_every) or None)
 
 
 def _own_kernel(problem: Problem, backend: str) -> Kernel:
     """Return the kernel of this rank's rows."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    is_on_host = problem.place == HOST or problem.place.device.type == "cpu"
+    kind, place = _chosen(problem.place, backend)
+    if not problem.is_streamed:
+        return kind(_bound(problem, problem.cost, place))
+    from ssot.streaming.kernel import StreamingKernel
+
+    on_host = kind if place == HOST else _chosen(HOST, "auto")[0]
+    return StreamingKernel(problem.cost, _bound(problem, problem.cost.kept, place), kind, on_host)
+
+
+def _chosen(place: Place, backend: str) -> tuple[Callable[[Bound], Kernel], Place]:
+    """Return the kernel of a backend for arrays in a place, and where it computes."""
+    is_on_host = place == HOST or place.device.type == "cpu"
     if backend == "torch" or (backend == "auto" and not is_on_host):
-        return _torch_kernel(problem)
+        return _torch_kernel(place)
     if not is_on_host:
         raise ValueError(
-            f"backend={backend!r} computes on the CPU, but cost is on {problem.place.device}; use "
+            f"backend={backend!r} computes on the CPU, but cost is on {place.device}; use "
             "backend='auto' or 'torch', or pass cost.cpu()"
         )
     obstacle = None if backend == "numpy" else _obstacle_to_numba()
     if backend == "numba" and obstacle is not None:
         raise RuntimeError(f"backend='numba' {obstacle}; use backend='auto' or 'numpy'")
     if backend == "numpy" or obstacle is not None:
-        return NumpyKernel(_bound(problem, HOST))
+        return NumpyKernel, HOST
     from ssot.kernels.numba import NumbaKernel
 
-    return NumbaKernel(_bound(problem, HOST))
+    return NumbaKernel, HOST
 
 
-def _torch_kernel(problem: Problem) -> Kernel:
-    """Return the Torch kernel on the device of the problem; the CPU for NumPy arrays."""
+def _torch_kernel(place: Place) -> tuple[Callable[[Bound], Kernel], Place]:
+    """Return the Torch kernel, for the device of the arrays; the CPU for NumPy's."""
     try:
         import torch
     except ImportError as error:
@@ -77,18 +93,18 @@ def _torch_kernel(problem: Problem) -> Kernel:
         ) from error
     from ssot.kernels.torch import TorchKernel
 
-    place = Place("torch", torch.device("cpu")) if problem.place == HOST else problem.place
-    return TorchKernel(_bound(problem, place))
+    return TorchKernel, Place("torch", torch.device("cpu")) if place == HOST else place
 
 
-def _bound(problem: Problem, place: Place) -> Bound:
-    """Return the problem's arrays in the place of a kernel."""
+def _bound(problem: Problem, cost: Array, place: Place) -> Bound:
+    """Return the problem's arrays, with all of its cost or with some rows, where a kernel is."""
     return Bound(
-        cost=to_place(problem.cost, place),
+        cost=to_place(cost, place),
         sample_weight=to_place(problem.sample_weight, place),
         graph=None if problem.graph is None else graph_in(problem.graph, place),
         semantic_weight=problem.semantic_weight,
         shift=problem.totals.common_offset,
+        slack_entropy=problem.slack_entropy,
         ranks=problem.ranks,
     )
 

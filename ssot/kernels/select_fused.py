@@ -41,11 +41,15 @@ def fused_passes(device: torch.device) -> Any:
 
 
 def fused_rows(bounds: Sequence[Bound], products: Sequence[Tensor | None]) -> tuple[Any, Any]:
-    """Return the module of fused passes and the problems as it wants them, or None twice."""
+    """Return the module of fused passes and the problems as it wants them, or None twice.
+
+    They know only slacks with an entropy.
+    """
     cost = bounds[0].cost
     fused = fused_passes(cost.device)
     given = [product for product in products if product is not None]
-    if fused is None or len(given) not in (0, len(bounds)):
+    is_known = all(bound.slack_entropy for bound in bounds)
+    if fused is None or not is_known or len(given) not in (0, len(bounds)):
         return None, None
     numbers = np.array([[bound.shift, 2.0 * bound.semantic_weight] for bound in bounds]).T
     shifts, pulls = to_device(np.ascontiguousarray(numbers), cost.device)

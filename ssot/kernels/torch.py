@@ -36,7 +36,9 @@ from ssot.kernels.torch_rows import (
     LARGEST_BLOCK,
     Batch,
     Block,
-    roots,
+    add_overlap,
+    coupled_weight,
+    loose_mass,
     row_blocks,
     sampled,
     to_device,
@@ -53,6 +55,7 @@ class TorchKernel:
     """The N x K operations of one problem; those that return numbers take several at once."""
 
     name = "torch"
+    kept_every: int | None = None
 
     def __init__(self, bound: Bound) -> None:
         self.place = place_of(bound.cost)
@@ -100,6 +103,9 @@ class TorchKernel:
         weight = torch.where(rows.sample_weight.any(), rows.sample_weight, 1.0)
         weight = weight * (self.bound.sample_weight.sum() / weight.sum())
         return type(self)(rows._replace(sample_weight=weight)), its_product
+
+    def for_rows(self, cost: Tensor, weight: Tensor) -> Self:
+        return type(self)(self.bound._replace(cost=cost, sample_weight=weight, graph=None))
 
     def typical_spread(self, product: Tensor | None) -> float:
         every = max(1, self.samples // SPREAD_SAMPLE)
@@ -171,41 +177,59 @@ def _passes_on_the_host(batch: Batch) -> list[tuple[RowSums, Coupling]]:
     size = columns if is_dense else 0
     overlap = batch.prices.new_zeros(len(batch.bounds), size, size)
     sums = batch.prices.new_zeros(len(batch.bounds), columns + 1)
-    large: list[list[sparse.csr_array]] = [[] for _ in batch.bounds]
+    tails = _SparseCouplings(batch)
     for block in batch.blocks():
         sums += block.sums()
         if is_dense:
-            x = roots(block.masses, block.slack, block.weight)
-            overlap.baddbmm_(x.mT, x)
-            continue
-        for lists, part in zip(large, _large_entries(block), strict=True):
-            lists.append(part)
+            add_overlap(overlap, block.masses, block.slack, block.weight, batch.without_entropy)
+        else:
+            tails.add(block)
     row_sums = [_row_sums(numbers) for numbers in _to_host(sums)]
     if is_dense:
         couplings = [DenseCoupling(matrix) for matrix in _to_host(overlap)]
         return list(zip(row_sums, couplings, strict=True))
-    return [
-        (
-            sums,
-            SparseCoupling(
-                sparse.vstack(lists, "csr"), _to_host(bound.sample_weight), sums.column_mass
-            ),
-        )
-        for sums, lists, bound in zip(row_sums, large, batch.bounds, strict=True)
-    ]
+    return list(zip(row_sums, tails.result(row_sums), strict=True))
 
 
-def _large_entries(block: Block) -> list[sparse.csr_array]:
+class _SparseCouplings:
+    """Gathers the couplings of problems whose W is not stored, block by block."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._without_entropy = batch.without_entropy
+        self._large: list[list[sparse.csr_array]] = []
+        self._coupled: list[Tensor] = []
+        self._loose_mass: Tensor | float = 0.0
+
+    def add(self, block: Block) -> None:
+        coupled, is_loose = coupled_weight(block.slack, block.weight, self._without_entropy)
+        self._large.append(_large_entries(block.masses, block.slack, coupled))
+        self._coupled.append(coupled)
+        if is_loose is not None:
+            self._loose_mass += loose_mass(block.masses, block.slack, is_loose)
+
+    def result(self, row_sums: Sequence[RowSums]) -> list[Coupling]:
+        coupled = _to_host(torch.cat(self._coupled, dim=1))
+        loose = [None] * len(coupled)
+        if isinstance(self._loose_mass, Tensor):
+            loose = list(_to_host(self._loose_mass))
+        stacked = [sparse.vstack(lists, "csr") for lists in zip(*self._large, strict=True)]
+        masses = [sums.column_mass for sums in row_sums]
+        return [
+            SparseCoupling(*parts) for parts in zip(stacked, coupled, masses, loose, strict=True)
+        ]
+
+
+def _large_entries(masses: Tensor, slack: Tensor, coupled: Tensor) -> list[sparse.csr_array]:
     """Return the probabilities of each problem that are not counted to the tail of their row."""
     entries = []
-    for masses, slack, weight in zip(*map(_to_host, block[1:4]), strict=True):
-        height, classes = masses.shape
+    for mass, left, weight in zip(*map(_to_host, (masses, slack, coupled)), strict=True):
+        height, classes = mass.shape
         threshold = np.where(weight > 0, LARGEST_TAIL * weight, np.inf)
-        found = np.flatnonzero(masses >= threshold.astype(masses.dtype)[:, None])
+        found = np.flatnonzero(mass >= threshold.astype(mass.dtype)[:, None])
         rows, columns = np.divmod(found, classes)
-        virtual = np.flatnonzero(slack >= threshold)
+        virtual = np.flatnonzero(left >= threshold)
         rows, columns = np.append(rows, virtual), np.append(columns, np.full_like(virtual, classes))
-        values = np.append(masses.ravel()[found], slack[virtual]) / weight[rows]
+        values = np.append(mass.ravel()[found], left[virtual]) / weight[rows]
         part = sparse.coo_array((values, (rows, columns)), shape=(height, classes + 1))
         entries.append(part.tocsr())
     return entries
@@ -266,7 +290,7 @@ def _sums(batch: Batch, plans: Sequence[Plan] | None) -> Tensor:
 
 def _overlap(batch: Batch, plans: Sequence[Plan], whole: Batch) -> Tensor:
     """Return ``P^T diag(alpha) P`` of a sample, scaled up to the weight of all."""
-    overlap: Tensor = batch.prices.new_empty(len(plans), batch.classes + 1, batch.classes + 1)
+    overlap: Tensor = batch.prices.new_zeros(len(plans), batch.classes + 1, batch.classes + 1)
     all_weight = torch.stack([bound.sample_weight.sum() for bound in whole.bounds])
     together = max(1, LARGEST_BLOCK // batch.costs[0].numel())
     for first in range(0, len(plans), together):
@@ -274,10 +298,11 @@ def _overlap(batch: Batch, plans: Sequence[Plan], whole: Batch) -> Tensor:
         weight = torch.stack([bound.sample_weight for bound in batch.bounds[some]])
         masses = torch.stack([plan.matrix for plan in plans[some]])
         slack = torch.stack([plan.slack for plan in plans[some]])
-        x = roots(masses, slack, weight)
+        flags = None if batch.without_entropy is None else batch.without_entropy[some]
+        add_overlap(overlap[some], masses, slack, weight, flags)
         sampled = weight.sum(dim=1)
         scale = all_weight[some] / torch.where(sampled > 0, sampled, 1.0)
-        overlap[some] = torch.bmm(x.mT, x) * scale[:, None, None]
+        overlap[some] *= scale[:, None, None]
     return overlap
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssot.arrays import Vector
+from ssot.kernels.numpy import LOWEST
 from ssot.kernels.protocol import Bound
 
 CACHED_BLOCK = 1 << 18
@@ -38,7 +39,7 @@ class Block(NamedTuple):
     weight : (A, h) tensor
         Sample weights, which the masses of a row add up to.
     log_partition : (A, h) tensor
-        ``epsilon alpha_i logsumexp_j((prices_j - [C, 0]_ij) / epsilon)``.
+        The rows' terms of it, see `RowSums`.
     """
 
     rows: slice
@@ -68,6 +69,7 @@ class Batch:
         self.products = products
         self.prices = prices
         self.epsilon = epsilon
+        self.without_entropy = _without_entropy(bounds)
         self.costs = [bound.cost for bound in bounds]
         self.samples, self.classes = self.costs[0].shape
 
@@ -105,8 +107,9 @@ class Batch:
     def _block(self, rows: slice, exponents: Tensor, scaled: Tensor) -> Block:
         self._form_exponents(rows, exponents)
         virtual_price = self.prices[:, -1:]
-        offset = torch.maximum(exponents.amax(dim=2), virtual_price)
-        offset.masked_fill_(offset == -math.inf, 0.0)  # no open column: only rows without weight
+        if self.without_entropy is not None:  # it only says up to which level rows are not full
+            virtual_price = virtual_price.masked_fill(self.without_entropy, -math.inf)
+        offset = torch.maximum(exponents.amax(dim=2), virtual_price).clamp_(min=LOWEST)
         scale = math.log2(math.e) / self.epsilon  # powers of 2 are several times as fast
         exponents.sub_(offset[..., None]).mul_(scale[..., None])
         if scaled.dtype != exponents.dtype:
@@ -115,15 +118,24 @@ class Batch:
         torch.threshold_(scaled, math.log2(torch.finfo(scaled.dtype).tiny), -math.inf).exp2_()
         virtual = torch.exp2((virtual_price - offset) * scale)
         total = scaled.sum(dim=2).double().add_(virtual)
-        total.masked_fill_(total == 0.0, 1.0)
+        total.masked_fill_(total == 0.0, 1.0)  # no open class
         weight = torch.stack([bound.sample_weight[rows] for bound in self.bounds])
-        share = weight / total
+        share, level = weight / total, offset + self.epsilon * total.log()
+        slack = share * virtual
+        if self.without_entropy is not None:
+            brim = self.prices[:, -1:] + self.epsilon * weight.log()
+            top = torch.maximum(level, brim.masked_fill_(~self.without_entropy, -math.inf))
+            log_filled = (level - top) / self.epsilon
+            share = share * log_filled.exp()
+            room = log_filled.expm1().neg_()
+            slack.addcmul_(weight, room)
+            level = top - self.epsilon * room
         return Block(
             rows=rows,
             masses=scaled.mul_(share.to(scaled.dtype)[..., None]),
-            slack=share * virtual,
+            slack=slack,
             weight=weight,
-            log_partition=weight * (offset + self.epsilon * total.log()),
+            log_partition=weight * level,
         )
 
     def _form_exponents(self, rows: slice, out: Tensor) -> None:
@@ -151,16 +163,55 @@ def sampled(bound: Bound, product: Tensor | None, every: int) -> tuple[Bound, Te
     return rows, None if product is None else product[::every].contiguous()
 
 
-def roots(masses: Tensor, slack: Tensor, weight: Tensor) -> Tensor:
-    """Return X with ``X^T X = P^T diag(alpha) P``, (A, h, K + 1) in float64, of rows of plans."""
+def coupled_weight(
+    slack: Tensor, weight: Tensor, without_entropy: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the weights of rows whose classes are coupled, and which rows are loose instead.
+
+    Those are the rows with room where the slack has no entropy, None if it has one in all problems.
+    """
+    if without_entropy is None:
+        return weight, None
+    is_loose = (slack > 0) & without_entropy
+    return weight.masked_fill(is_loose, 0.0), is_loose
+
+
+def loose_mass(masses: Tensor, slack: Tensor, is_loose: Tensor) -> Tensor:
+    """Return the column masses of the loose rows, (A, K + 1)."""
+    classes = masses.mul(is_loose[..., None]).sum(dim=1).double()
+    return torch.cat([classes, slack.mul(is_loose).sum(dim=1, keepdim=True)], dim=1)
+
+
+def add_overlap(
+    overlap: Tensor,
+    masses: Tensor,
+    slack: Tensor,
+    weight: Tensor,
+    without_entropy: Tensor | None,
+) -> None:
+    """Add the coupling of rows of plans, ``P^T diag(alpha) P``, of which the diagonal is free."""
+    coupled, is_loose = coupled_weight(slack, weight, without_entropy)
     problems, height, classes = masses.shape
     x = weight.new_empty(problems, height, classes + 1)
     x[..., :-1] = masses
     x[..., -1] = slack
-    return x.mul_(weight.rsqrt().nan_to_num_(posinf=0.0)[..., None])
+    x.mul_(coupled.rsqrt().nan_to_num_(posinf=0.0)[..., None])
+    overlap.baddbmm_(x.mT, x)
+    if is_loose is not None:
+        edges = loose_mass(masses, slack, is_loose)[:, :-1]
+        overlap[:, :-1, -1] += edges
+        overlap[:, -1, :-1] += edges
 
 
-def to_device(numbers: NDArray[np.float64], device: torch.device) -> Tensor:
+def _without_entropy(bounds: Sequence[Bound]) -> Tensor | None:
+    """Return in which problems the slack has no entropy, (A, 1); None for in none."""
+    if all(bound.slack_entropy for bound in bounds):
+        return None
+    flags = np.array([[not bound.slack_entropy] for bound in bounds])
+    return to_device(flags, bounds[0].cost.device)
+
+
+def to_device(numbers: NDArray[Any], device: torch.device) -> Tensor:
     """Return numbers on a device, without waiting for it: from memory that it reads by itself."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

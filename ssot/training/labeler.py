@@ -82,6 +82,8 @@ class PseudoLabeler:
         See `solve`. Default 1 (published).
     epsilon : float
         See `solve`. Default 0.1 (published).
+    slack_entropy : bool
+        See `Problem`: with False sure samples are labelled wholly. Default True (published).
     prior : (K,) array or AdaptivePrior, optional
         Class shares; an adaptive one, with as many heads as the logits, takes note of each call's
         plans. Default uniform.
@@ -122,6 +124,7 @@ class PseudoLabeler:
         semantic_weight: Callable[[float, int], float] | float = published_semantic_weight,
         kl_weight: ArrayLike = 1.0,
         epsilon: float = 0.1,
+        slack_entropy: bool = True,
         prior: ArrayLike | AdaptivePrior | None = None,
         tol: float = 1e-3,
         backend: str = "auto",
@@ -139,6 +142,7 @@ class PseudoLabeler:
         self._options = {
             "kl_weight": to_numpy(kl_weight, "kl_weight").tolist(),
             "epsilon": epsilon,
+            "slack_entropy": slack_entropy,
             "tol": tol,
             "backend": backend,
             "on_failure": on_failure,

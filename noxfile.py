@@ -60,15 +60,16 @@ def oldest(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def newest(session: nox.Session) -> None:
     """Test with the newest versions there are; of Torch, with the one of constraints.txt."""
-    test(session, "--upgrade", *constraints(session))
+    test(session, *constraints(session))
 
 
 def test(session: nox.Session, *pip_arguments: str) -> None:
     """Run the tests, but for those that are slow or of programs beside the library."""
     session.install(f".[{','.join([*EXTRAS, 'test'])}]", *pip_arguments)
     session.run("python", "-m", "pip", "list")
+    beside = [f"--ignore-glob=tests/test_{name}.py" for name in ("example_*", "*_benchmark")]
     session.run(
-        *("python", "-m", "pytest", "-m", "not slow", "--ignore-glob=tests/test_example_*"),
+        *("python", "-m", "pytest", "-m", "not slow", *beside),
         # Compiled loops are kept apart from those of other versions.
         env={"NUMBA_CACHE_DIR": session.create_tmp(), "OMP_NUM_THREADS": "1"},
     )

@@ -11,11 +11,12 @@ DOCS   := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help $(VENV) demo compare test bench bench-gpu docs lint format clean
+.PHONY: help $(VENV) demo compare test test-versions bench bench-gpu docs lint format check-release \
+	clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[$$().A-Za-z_-]+:.*## / { sub(/^\$$\(VENV\)/, "$(VENV)", $$1); \
-		printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+		printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 $(VENV): $(STAMP) ## Make the development environment (or bring it up to date)
 
@@ -34,6 +35,9 @@ compare: $(STAMP) ## Cluster disease names and languages by all methods (an hour
 
 test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytest)
 	$(PY) -m pytest $(ARGS)
+
+test-versions: $(STAMP) ## Test with the oldest and newest dependencies (ARGS='-- ...' are passed to pip)
+	$(VENV)/bin/nox -s oldest newest $(ARGS)
 
 bench: $(BENCH) ## Time ssot against other solvers (half an hour; ARGS=--quick is a check)
 	$(PY) -m benchmarks $(ARGS)
@@ -63,7 +67,10 @@ format: $(STAMP) ## Format the code and apply the safe fixes
 	$(VENV)/bin/ruff check --fix-only --exit-zero .
 	$(VENV)/bin/ruff format .
 
+check-release: $(STAMP) ## Build dist/, and use the wheel alone and with each extra
+	$(VENV)/bin/nox -s wheel $(ARGS)
+
 clean: ## Remove the environment, caches and everything that was generated
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) .nox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.benchmarks examples/output benchmarks/output docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

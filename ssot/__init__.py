@@ -21,7 +21,7 @@ from ssot.subgraph import restrict_graph
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Certificate",

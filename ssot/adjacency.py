@@ -313,7 +313,7 @@ def neighbour_graph(
     """
     rows, neighbours = indices.shape
     samples = rows if samples is None else samples
-    index = sparse.get_index_dtype(maxval=max(samples, weights.size))
+    index = np.int32 if max(samples, weights.size) <= np.iinfo(np.int32).max else np.int64
     starts = (np.arange(rows + 1) * neighbours).astype(index)
     entries = (weights.ravel(), indices.ravel().astype(index, copy=False), starts)
     return sparse.csr_array(entries, shape=(rows, samples))

@@ -43,7 +43,8 @@ def run(page, **namespace):
 
 
 @pytest.mark.parametrize("page", sorted(page for page in PAGES if code_of(page)))
-def test_code_runs(page, request):
+def test_code_runs(page, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the code may write files
     given = request.getfixturevalue("one_process") if page == "docs/distributed.md" else {}
     run(page, **given)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the passes work on Torch tensors")
-triton = pytest.importorskip("triton", reason="the passes are written in Triton")
+triton = pytest.importorskip("triton", minversion="3.0", reason="the passes are written in Triton")
 
 from problems import full_case  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402

@@ -424,7 +424,7 @@ def plan_sums(
                     semantic += np.float64(matrix[i, j]) * np.float64(product[i, j])
             mass[classes] += slack[i]
             if slack[i] > 0.0:
-                slack_entropy += slack[i] * math.log2(slack[i])
+                slack_entropy += slack[i] * np.log2(slack[i])
             excess += max(row_mass - weight[i], 0.0)
         column_mass[group] = mass
         terms[group, 0] = transport

@@ -66,7 +66,7 @@ class Iteration:
             gap += self.epsilon * kl_div(*slacks).sum()
         if np.isfinite(self.kl_weight):
             gap += self.kl_weight * kl_div(plan.sum(axis=0), best.sum(axis=0)).sum()
-        return best, gap
+        return best, max(gap, 0.0)  # rounding can take it below
 
     def safeguarded(self, plan):
         """Return the next plan, and the gap and curve of the step to it."""

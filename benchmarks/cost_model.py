@@ -9,7 +9,7 @@ A Newton step of N samples and K classes on R ranks costs each rank
     factorising   (K + 1)^3 / 3
     bytes sent    8 (K + 1) (K + 2) / 2 + 8 (K + 3)   added up over the ranks; twice that on a ring
 
-where n is N / R up to 127 classes, and a sample of 32 K rows or 16,384 beyond. Writes
+where n is N / R up to 127 classes; beyond, the ranks' share of 32 K rows or 16,384. Writes
 `cost_model.json`.
 """
 
@@ -83,7 +83,7 @@ def step_seconds(machine, samples, classes, ranks, features=0):
     With `features`, logits are made from them block by block and read once again.
     """
     rows, columns = samples / ranks, classes + 1
-    curved = rows if columns <= LARGEST_DENSE else min(rows, sampled_rows(columns, 1.0))
+    curved = rows if columns <= LARGEST_DENSE else min(rows, sampled_rows(columns, 1.0) / ranks)
     sent = 8 * (columns**2 + columns + 1)
     return {
         "logits": 2 * rows * classes * features / machine.head,

@@ -245,14 +245,14 @@ def _passes_far_from_the_host(
     columns = batch.classes + 1
     known = [system for system in systems if system is not None]
     effort = max((system.effort for system in known), default=1.0)
-    every = max(1, batch.samples // sampled_rows(columns, effort))
+    ranks = batch.bounds[0].ranks
+    every = max(1, ranks.size * batch.samples // sampled_rows(columns, effort))
     sample = batch.sample(every)
     plans = [_new_plan(bound) for bound in sample.bounds]
     sums = _sums(sample, plans)
     if every > 1:
         sums = _sums(batch, None)
     overlap = _overlap(sample, plans, batch)
-    ranks = batch.bounds[0].ranks
     if known and ranks.size > 1:
         together = torch.cat([sums, overlap.flatten(1)], dim=1)
         cast("GroupRanks", ranks).sum_tensor(together)

@@ -16,6 +16,7 @@ from ssot.objective import Objective
 from ssot.problem import Problem
 from ssot.solution import Solution
 from ssot.status import Status
+from ssot.streaming.source import RowBlocks
 
 OWN_DIMENSIONS = {
     "cost": 2,
@@ -107,6 +108,10 @@ class SolutionBatch(Sequence[Solution]):
 
 def is_batch(arguments: Mapping[str, Any]) -> bool:
     """Tell whether the cost, or the logits, have a leading dimension for several problems."""
+    for name in ("cost", "logits"):
+        given = arguments[name]
+        if isinstance(given, (list, tuple)) and any(isinstance(x, RowBlocks) for x in given):
+            raise TypeError(f"{name} must be one RowBlocks, got several; solve them one by one")
     return any(_dimensions(arguments[name]) == 3 for name in ("cost", "logits"))
 
 
@@ -140,7 +145,13 @@ def problems_of(arguments: Sequence[Mapping[str, Any]], group: Any) -> list[Prob
             problems.append(Problem(**{**own, "graph": graph}, group=group))
         except (TypeError, ValueError) as error:
             raise type(error)(f"in problem {index} of the batch: {error}") from error
-        _require_alike(problems[0], problems[index], index)
+
+    def find() -> tuple[None, None]:
+        for index, problem in enumerate(problems):
+            _require_alike(problems[0], problem, index)
+        return None, None
+
+    problems[0].ranks.share(find)
     return problems
 
 

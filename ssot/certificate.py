@@ -45,8 +45,9 @@ class Certificate:
     row_passes : int
         Times the cost was read.
     provably_convex : bool
-        Whether ``2 semantic_weight lambda_max(W) max(alpha) <= epsilon``: then the objective is
-        convex and a stationary plan is a global optimum.
+        Whether ``2 semantic_weight lambda_max(W) max(alpha) <= epsilon`` is known to hold: then
+        the objective is convex and a stationary plan is a global optimum. On several ranks it is
+        known from row sums alone, so that False may mean undecided.
     """
 
     mass_error: float

@@ -165,18 +165,11 @@ class SparseCoupling:
         beyond = beyond.clip(min=0.0)
         return np.asarray(beyond / (beyond.sum() or 1.0))
 
-    def thinned(self, first: int, every: int) -> SparseCoupling:
-        """Return the coupling of each `every`-th row, with the weight of all."""
-        if every == 1:
-            return self
-        weight = self.weight[first::every]
-        weight = weight * (self.weight.sum() / (weight.sum() or 1.0))
-        return replace(self, large=self.large[first::every], weight=weight)
-
     def matrix(self, most_rows: int) -> NDArray[np.float64]:
         """Return W of the sparse plus rank-one probabilities, from evenly spaced rows."""
-        some = self.thinned(0, max(1, -(-len(self.weight) // most_rows)))
-        large, weight, tail = some.large, some.weight, some.tail
+        every = max(1, -(-len(self.weight) // most_rows))
+        large, weight, tail = self.large[::every], self.weight[::every], self.tail[::every]
+        weight = weight * (self.weight.sum() / (weight.sum() or 1.0))
         weighted = large * weight[:, None]
         across = np.outer(weighted.T @ tail, self.share)
         beyond = (weight @ tail**2) * np.outer(self.share, self.share)
@@ -240,6 +233,8 @@ class JointCoupling:
         self._parts: list[SparseCoupling] = []
         self._every = 1
         self._rows = 0
+        self._entries = 0
+        self._weight = 0.0
 
     def add(self, part: Coupling) -> None:
         """Add that of further rows."""
@@ -247,19 +242,24 @@ class JointCoupling:
             overlap = part.matrix(most_rows=np.iinfo(np.int64).max)
             self._overlap = overlap if self._overlap is None else self._overlap + overlap
             return
-        self._parts.append(part.thinned(-self._rows % self._every, self._every))
+        self._parts.append(_some_rows(part, -self._rows % self._every, self._every))
         self._rows += len(part.weight)
-        while sum(kept.large.nnz for kept in self._parts) > MOST_LARGE_ENTRIES:
+        self._weight += float(part.weight.sum())
+        self._entries += self._parts[-1].large.nnz
+        while self._entries > MOST_LARGE_ENTRIES and len(self._parts[0].weight) > 1:
             self._every *= 2
-            self._parts = [self._joint().thinned(0, 2)]
+            self._parts = [_some_rows(self._joint(), 0, 2)]
+            self._entries = self._parts[0].large.nnz
 
     def result(self) -> Coupling:
         """Return that of all rows."""
         if self._overlap is not None:
             return DenseCoupling(self._overlap)
-        return self._joint()
+        joint = self._joint()
+        return replace(joint, weight=joint.weight * (self._weight / (joint.weight.sum() or 1.0)))
 
     def _joint(self) -> SparseCoupling:
+        """Return that of the kept rows, with the masses of all."""
         loose = [part.loose_mass for part in self._parts if part.loose_mass is not None]
         return SparseCoupling(
             large=sparse.vstack([part.large for part in self._parts], "csr"),
@@ -267,6 +267,14 @@ class JointCoupling:
             column_mass=np.sum([part.column_mass for part in self._parts], axis=0),
             loose_mass=np.sum(loose, axis=0) if loose else None,
         )
+
+
+def _some_rows(coupling: SparseCoupling, first: int, every: int) -> SparseCoupling:
+    """Return the coupling with each `every`-th row alone, of the weight that it has."""
+    if every == 1:
+        return coupling
+    rows = slice(first, None, every)
+    return replace(coupling, large=coupling.large[rows], weight=coupling.weight[rows])
 
 
 @dataclass(frozen=True, eq=False)

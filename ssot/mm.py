@@ -111,7 +111,7 @@ def minimise(
     A problem without semantics is its own surrogate, so its solution is where it starts.
     """
     run = _Descent(problem, kernel, limits, start)
-    if problem.is_streamed:
+    if problem.totals.is_streamed:
         run.callback = callback
     current = yield from run.first_iterate(start)
     history = [run.value(current, current.prices)]

@@ -15,6 +15,7 @@ from ssot.checks import (
     class_strengths,
     common_place,
     distribution,
+    first_true,
     masses,
     positive_number,
     semantic_strength,
@@ -262,6 +263,7 @@ def _own_rows(
         return {"cost": costs, "weight": weight, "place": place, **settings}, RowFacts(
             shape=(samples, classes),
             dtype=str(costs.dtype),
+            is_streamed=isinstance(costs, StreamedCost),
             extent=extent,
             weight=None if weight is None else WeightSums.of(weight),
             settings={**settings, "graph": graph is not None, "semantic_weight": strength},
@@ -304,21 +306,21 @@ def _require_allowed_mass(problem: Problem) -> None:
     """Refuse to label more than the mass of the samples that may join some class."""
     is_open = to_place(problem.reachable & (problem.prior > 0), problem.place)
 
-    def find() -> tuple[None, tuple[float, list[int]]]:
+    def find() -> tuple[None, tuple[float, int, int]]:
         xp = namespace(problem.sample_weight)
         forbidden = problem.sample_weight > 0
         for rows, cost in row_blocks(problem.cost):
             forbidden[rows] &= xp.all(xp.isinf(cost) | ~is_open, axis=1)
         mass = float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
-        return None, (mass, xp.nonzero(forbidden)[0].tolist())
+        count = int(xp.sum(forbidden))
+        return None, (mass, count, first_true(forbidden) if count else 0)
 
     _, found = problem.ranks.share(find)
-    available = 1.0 - math.fsum(mass for mass, _ in found)
-    concerned = [(rank, rows) for rank, (_, rows) in enumerate(found) if rows]
-    if concerned and (problem.rho == 1 or available < problem.rho):
-        rank, rows = concerned[0]
-        place = f"row {rows[0]}" + (f" of rank {rank}" if problem.ranks.size > 1 else "")
-        count = sum(len(rows) for _, rows in concerned)
+    masses_lost, counts, first_rows = zip(*found, strict=True)
+    available, count = 1.0 - math.fsum(masses_lost), sum(counts)
+    if count and (problem.rho == 1 or available < problem.rho):
+        rank = next(rank for rank, of_rank in enumerate(counts) if of_rank)
+        place = f"row {first_rows[rank]}" + (f" of rank {rank}" if problem.ranks.size > 1 else "")
         raise ValueError(
             f"cost forbids every class with a share to {count} samples, first in {place}, so that "
             f"only {available:.6g} of the mass can be labelled, but rho = {problem.rho}; lower rho "

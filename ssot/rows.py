@@ -42,6 +42,8 @@ class RowFacts:
         Of its part of the cost.
     dtype : str
         Of the computation.
+    is_streamed : bool
+        Whether its cost is read block by block.
     extent : Extent
         Of its costs.
     weight : WeightSums or None
@@ -52,6 +54,7 @@ class RowFacts:
 
     shape: tuple[int, int]
     dtype: str
+    is_streamed: bool
     extent: Extent
     weight: WeightSums | None
     settings: dict[str, Any]
@@ -69,6 +72,8 @@ class Totals:
         The finite cost nearest to 0 where all have one sign, else 0.
     forbids_pairs : bool
         Whether some cost is inf.
+    is_streamed : bool
+        Whether some rank reads its cost block by block.
     given_weight : float
         What the given sample weights sum to, 1 but for rounding; 0 where none were given.
     weight_entropy : float
@@ -80,6 +85,7 @@ class Totals:
     samples: int
     common_offset: float
     forbids_pairs: bool
+    is_streamed: bool
     given_weight: float
     weight_entropy: float
     largest_weight: float
@@ -103,6 +109,7 @@ def totals_of(ranks: Sequence[RowFacts]) -> Totals:
         samples=samples,
         common_offset=max(smallest, 0.0) + min(largest, 0.0),
         forbids_pairs=not all(facts.extent.is_finite for facts in ranks),
+        is_streamed=any(facts.is_streamed for facts in ranks),
         given_weight=total,
         weight_entropy=entropy,
         largest_weight=heaviest,

@@ -147,7 +147,7 @@ def _start_from_sample(
     every = min(SAMPLE_EVERY, samples // (SAMPLES_PER_COLUMN * columns))
     kept = semidual.kernel.kept_every
     if kept is not None:
-        every = max(every, kept)
+        every = max(every // kept, 1) * kept
     elif every < 2:
         return None
     sampled = semidual.of_sample(every)

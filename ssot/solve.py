@@ -20,6 +20,7 @@ from ssot.kernels import Plan, make_kernel
 from ssot.lockstep import run
 from ssot.mm import Limits, minimise
 from ssot.problem import Problem
+from ssot.ranks import ranks_of
 from ssot.solution import Solution
 from ssot.start import start_from
 from ssot.status import ConvergenceWarning, Progress
@@ -161,8 +162,6 @@ def solve(
     ----------
     SP²OT, arXiv 2404.03446; P²OT, arXiv 2401.09266.
     """
-    _check_on_failure(on_failure)
-    limits = _checked_limits(tol, max_steps, max_passes, callback)
     arguments: dict[str, Any] = {
         "cost": cost,
         "graph": graph,
@@ -175,11 +174,24 @@ def solve(
         "sample_weight": sample_weight,
         "slack_entropy": slack_entropy,
     }
-    refuse_gradients(arguments, group)
-    several = is_batch(arguments)
-    each = split_arguments(arguments) if several else [arguments]
+
+    def check() -> tuple[tuple[Limits, list[dict[str, Any]], list[Any]], tuple[Any, ...]]:
+        _check_on_failure(on_failure)
+        limits = _checked_limits(tol, max_steps, max_passes, callback)
+        refuse_gradients(arguments, group)
+        each = split_arguments(arguments) if is_batch(arguments) else [arguments]
+        inits = split_init(init, len(each)) if is_batch(arguments) else [init]
+        shares_graph = all(own["graph"] is each[0]["graph"] for own in each)
+        return (limits, each, inits), (limits, is_batch(arguments), len(each), shares_graph)
+
+    (limits, each, inits), told = ranks_of(group).share(check)
+    if any(of_rank != told[0] for of_rank in told):
+        raise ValueError(
+            "tol, max_steps, max_passes and the leading dimension of cost and graph must be the "
+            f"same on all ranks, got {' and '.join(map(str, dict.fromkeys(told)))}"
+        )
+    several = told[0][1]
     problems = problems_of(each, group) if several else [Problem(**arguments, group=group)]
-    inits = split_init(init, len(each)) if several else [init]
     solved = _solve_together(problems, inits, limits, callback, backend)
     solutions = [with_gradients(*pair) for pair in zip(solved, each, strict=True)]
     result = SolutionBatch(tuple(solutions)) if several else solutions[0]
@@ -218,7 +230,7 @@ def _solve_together(
 ) -> list[Solution]:
     """Return the solutions of problems of one shape."""
     began = time.perf_counter()
-    callback = _agreed_callback(problems[0], limits, callback)
+    callback = _agreed_callback(problems[0], callback)
     kernels = [make_kernel(problem, backend) for problem in problems]
     with isolated(problems[0].place), isolated(kernels[0].place):
         outcomes = run(
@@ -249,18 +261,10 @@ def _solve_together(
         ]
 
 
-def _agreed_callback(
-    problem: Problem, limits: Limits, callback: Callback | None
-) -> Callback | None:
+def _agreed_callback(problem: Problem, callback: Callback | None) -> Callback | None:
     """Return a callback that stops all ranks when that of one would; None where none has one."""
-    _, limits_of_ranks = problem.ranks.share(lambda: (None, (limits, callback is not None)))
-    for rank, (theirs, _) in enumerate(limits_of_ranks):
-        if theirs != limits:
-            raise ValueError(
-                "tol, max_steps and max_passes must be the same on all ranks, got "
-                f"{limits} here and {theirs} on rank {rank}"
-            )
-    if problem.ranks.size == 1 or not any(has_one for _, has_one in limits_of_ranks):
+    _, has_one = problem.ranks.share(lambda: (None, callback is not None))
+    if problem.ranks.size == 1 or not any(has_one):
         return callback
 
     def ask(progress: Progress) -> bool:

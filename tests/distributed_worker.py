@@ -27,7 +27,7 @@ def main(folder):
     for name, case in cases().items():
         arguments = case.arguments(case.rows(rank, size))
         found["cases"][name] = told(ssot.solve(**arguments, group=group))
-    for check in (forms, far, batch, single, warm, stopped, labels, refused):
+    for check in (forms, far, streamed, batch, single, warm, stopped, labels, refused):
         found[check.__name__] = check(rank, size, group)
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
@@ -103,13 +103,25 @@ def far(rank, size, group):
 
     near, backend._is_far = backend._is_far, lambda kernel: True
     try:
-        names = ("graph, torch", "many classes, torch", "linear_1")
+        names = ("graph, torch", "many classes, torch", "linear_1", "no rows in the middle")
         given = {name: own_rows(name, rank, size) | {"backend": "torch"} for name in names}
         return {
             name: told(ssot.solve(**arguments, group=group)) for name, arguments in given.items()
         }
     finally:
         backend._is_far = near
+
+
+def streamed(rank, size, group):
+    """Solve from blocks of rows, where a rank that has none passes an array; all may watch."""
+    seen, found = [], {}
+    for name in ("weighted", "graph, numpy", "masked", "many classes, numpy"):
+        arguments = own_rows(name, rank, size)
+        if len(arguments["cost"]):
+            arguments["cost"] = ssot.RowBlocks(arguments["cost"], rows=7)
+        callback = seen.append if rank == 0 else None
+        found[name] = told(ssot.solve(**arguments, group=group, callback=callback))
+    return found | {"seen": len(seen)}
 
 
 def batch(rank, size, group):
@@ -178,12 +190,23 @@ def refused(rank, size, group):
     def fails(progress):
         raise KeyError("no such thing")
 
+    readings = []
+
+    def fails_later(start, stop):
+        readings.append(start)
+        if is_last and len(readings) > 3:
+            raise OSError("the disk is gone")
+        return good["cost"][start:stop]
+
     prices = ssot.solve(**good, group=group).prices
     mistakes = {
         "nan": broken(),
         "rho": {"rho": 0.3 if is_last else 0.4},
         "semantic weight": {"semantic_weight": 1.0 + is_last},
         "tol": {"tol": 1e-3 if is_last else 1e-4},
+        "bad tol": {"tol": -1.0 if is_last else 1e-4},
+        "batch": {"cost": np.stack([good["cost"]] * (2 + is_last))},
+        "reading": {"cost": ssot.RowBlocks(good["cost"].shape, fails_later)},
         "no graph": {"graph": None if is_last else graph},
         "graph of own rows": {"graph": graph[:, : graph.shape[0]] if is_last else graph},
         "edge weight": {"graph": graph * np.nan if is_last else graph},

@@ -109,10 +109,19 @@ def test_every_form_of_the_graph(found):
         assert_same([rank["forms"][form] for rank in found], expected, 1e-8)
 
 
-@pytest.mark.parametrize("name", ["graph, torch", "many classes, torch", "linear_1"])
+@pytest.mark.parametrize(
+    "name", ["graph, torch", "many classes, torch", "linear_1", "no rows in the middle"]
+)
 def test_directions_found_far_from_the_host(found, name):
     answers = [rank["far"][name] for rank in found]
     assert_same(answers, whole(name, backend="torch"), CASES[name].value_tol)
+
+
+@pytest.mark.parametrize("name", ["weighted", "graph, numpy", "masked", "many classes, numpy"])
+def test_streamed_rows(found, name):
+    assert_same([rank["streamed"][name] for rank in found], whole(name), 1e-8)
+    assert found[0]["streamed"]["seen"] > 4
+    assert [rank["streamed"]["seen"] for rank in found[1:]] == [0] * (len(found) - 1)
 
 
 def test_batches(found):
@@ -229,6 +238,8 @@ def test_what_a_solve_with_a_graph_sends(found):
         ("rho", "ValueError", "rho must be the same on all ranks"),
         ("semantic weight", "ValueError", "semantic_weight must be the same on all ranks"),
         ("tol", "ValueError", "must be the same on all ranks"),
+        ("bad tol", "ValueError", "tol must be a finite number above 0"),
+        ("batch", "ValueError", "leading dimension of cost and graph must be the same"),
         ("no graph", "ValueError", "graph must be the same on all ranks"),
         ("graph of own rows", "ValueError", "samples of all"),
         ("edge weight", "ValueError", "finite weights"),
@@ -240,11 +251,19 @@ def test_what_a_solve_with_a_graph_sends(found):
     ],
 )
 def test_a_mistake_of_one_rank_is_told_to_all(found, mistake, kind, message):
-    if len(found) == 1 and mistake not in ("nan", "edge weight", "backend", "group"):
+    if len(found) == 1 and mistake not in ("nan", "bad tol", "edge weight", "backend", "group"):
         return
     for rank, answer in enumerate(found):
         error, text = answer["refused"][mistake]
         assert (error, message in text) == (kind, True), (rank, text)
+
+
+def test_a_reading_that_fails_on_one_rank_ends_all(found):
+    errors = [rank["refused"]["reading"] for rank in found]
+    assert errors[-1] == ("OSError", "the disk is gone")
+    for error, text in errors[:-1]:
+        assert error == "RuntimeError"
+        assert "the disk is gone" in text
 
 
 def test_an_exception_in_one_callback_ends_all(found):

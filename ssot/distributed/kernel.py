@@ -53,7 +53,14 @@ class ShardedKernel:
         """Work on this rank's rows of all problems, and add up their sums in one exchange."""
         how, pairs = _OPERATIONS[operation], list(zip(kernels, arguments, strict=True))
         own = [kernel.own for kernel in kernels]
-        found = own[0].together(operation, own, [how.own_arguments(*pair) for pair in pairs])
+        given = [how.own_arguments(*pair) for pair in pairs]
+
+        def work() -> tuple[Sequence[Any], None]:
+            return own[0].together(operation, own, given), None
+
+        # What is read may fail on one rank, which the others then hear.
+        is_read = kernels[0]._problem.totals.is_streamed
+        found = kernels[0].ranks.share(work)[0] if is_read else work()[0]
         sums = [how.numbers(answer, *pair) for answer, pair in zip(found, pairs, strict=True)]
         agreed = b"".join([operation.encode(), *map(how.agreed, arguments)])
         total = kernels[0].ranks.sum(np.concatenate(sums), agreed)

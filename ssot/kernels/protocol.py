@@ -123,7 +123,7 @@ class Kernel(Protocol):
     resolution : float
         Relative rounding error of its N x K arrays.
     samples : int
-        N, of all ranks.
+        How many rows it sums over: of all ranks for the kernel of a group, else its own.
     shift : float
         The common offset of the problem's costs.
     adds_up : bool

@@ -42,11 +42,17 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
         return _own_kernel(problem, backend)
     from ssot.distributed import ShardedKernel
 
-    def find() -> tuple[Kernel, int]:
+    def find() -> tuple[Kernel, tuple[int, bool]]:
         kernel = _own_kernel(problem, backend)
-        return kernel, kernel.kept_every or 0
+        return kernel, (kernel.kept_every or 0, kernel.adds_up)
 
-    own, kept_every = problem.ranks.share(find)
+    own, told = problem.ranks.share(find)
+    kept_every, adds_up = zip(*told, strict=True)
+    if len(set(adds_up)) > 1:
+        raise ValueError(
+            "cost must be on the same kind of device on all ranks, and not streamed on some alone; "
+            "move the rows of all ranks to the GPU, or to the CPU"
+        )
     return ShardedKernel(own, problem, problem.totals.samples, max(kept_every) or None)
 
 

@@ -292,7 +292,7 @@ def _overlap(batch: Batch, plans: Sequence[Plan], whole: Batch) -> Tensor:
     """Return ``P^T diag(alpha) P`` of a sample, scaled up to the weight of all."""
     overlap: Tensor = batch.prices.new_zeros(len(plans), batch.classes + 1, batch.classes + 1)
     all_weight = torch.stack([bound.sample_weight.sum() for bound in whole.bounds])
-    together = max(1, LARGEST_BLOCK // batch.costs[0].numel())
+    together = max(1, LARGEST_BLOCK // max(1, batch.costs[0].numel()))
     for first in range(0, len(plans), together):
         some = slice(first, first + together)
         weight = torch.stack([bound.sample_weight for bound in batch.bounds[some]])

@@ -109,7 +109,7 @@ def pass_seconds(samples, classes, dtype):
 
 
 def fit(is_quick):
-    """Return measured passes, and the seconds of a number, of a product and of a call.
+    """Return measured passes, and the seconds of a row, a number, a product and so on.
 
     Beyond `LARGEST_DENSE` columns no products are formed, so that their number is 0 there.
     """
@@ -133,13 +133,14 @@ def fit(is_quick):
     rates, _ = nnls(design / seconds[:, None], np.ones(len(seconds)))
     for point, predicted in zip(points, design @ rates, strict=True):
         point["predicted"] = float(predicted)
-    return points, dict(zip(("number", "byte", "product", "call"), rates.tolist(), strict=True))
+    return points, dict(zip(("row", "number", "byte", "product", "call"), rates.tolist(), strict=True))
 
 
 def _terms(point):
     numbers = point["samples"] * point["classes"]
     dense = point["classes"] < LARGEST_DENSE
-    return numbers, numbers * point["bytes"], numbers * point["classes"] * dense, 1.0
+    products = numbers * point["classes"] * dense
+    return point["samples"], numbers, numbers * point["bytes"], products, 1.0
 
 
 def predictions():

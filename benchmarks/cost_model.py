@@ -133,7 +133,8 @@ def fit(is_quick):
     rates, _ = nnls(design / seconds[:, None], np.ones(len(seconds)))
     for point, predicted in zip(points, design @ rates, strict=True):
         point["predicted"] = float(predicted)
-    return points, dict(zip(("row", "number", "byte", "product", "call"), rates.tolist(), strict=True))
+    names = ("row", "number", "byte", "product", "call")
+    return points, dict(zip(names, rates.tolist(), strict=True))
 
 
 def _terms(point):

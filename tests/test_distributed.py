@@ -23,6 +23,7 @@ import ssot
 
 HERE = Path(__file__).parent
 SIZES = (1, 2, 4)
+PATIENCE = 600  # seconds, for a machine that does other things too
 CASES = cases()
 
 
@@ -41,12 +42,22 @@ def start(size, script, *arguments):
     )
 
 
+def output_of(process):
+    """Wait for a process, and return what it has printed; leave none behind."""
+    with process:
+        try:
+            return process.communicate(timeout=PATIENCE)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
 @pytest.fixture(scope="module", params=SIZES)
 def found(request, tmp_path_factory):
     """What all ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
     process = start(request.param, "distributed_worker.py", folder)
-    output, _ = process.communicate(timeout=300)
+    output = output_of(process)
     assert process.returncode == 0, output
     return [pickle.loads((folder / f"{i}.pickle").read_bytes()) for i in range(request.param)]
 
@@ -287,7 +298,7 @@ def test_a_lost_rank_raises_on_the_others(how, tmp_path):
     ]
     try:
         for process in processes[:-1]:
-            assert process.wait(timeout=60) != 0
+            assert process.wait(timeout=PATIENCE) != 0
         assert (processes[-1].poll() is None) == (how == "hangs")
     finally:
         for process in processes:
@@ -299,7 +310,7 @@ def test_a_lost_rank_raises_on_the_others(how, tmp_path):
 def test_torchrun_ends_a_rank_that_hangs(tmp_path):
     timeout = 5
     process = start(3, "distributed_loss.py", "hangs", timeout, tmp_path)
-    output, _ = process.communicate(timeout=120)
+    output = output_of(process)
     assert process.returncode != 0, output
     assert_raised_in_time(tmp_path, 2, timeout)
     left = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
@@ -311,13 +322,13 @@ def assert_raised_in_time(folder, ranks, timeout):
     reports = [path.read_text() for path in folder.glob("*.txt")]
     assert len(reports) == ranks
     for report in reports:
-        assert float(report.split()[0]) < timeout + 5, report
+        assert float(report.split()[0]) < timeout + 10, report
 
 
 def test_the_example_trains_on_two_processes():
     pytest.importorskip("sklearn", reason="the example clusters scikit-learn's digits")
     process = start(2, "../examples/distributed/data_parallel.py")
-    output, _ = process.communicate(timeout=120)
+    output = output_of(process)
     assert process.returncode == 0, output
     assert "CONVERGED" in output
     assert float(re.search(r"NMI ([\d.]+)", output).group(1)) > 0.6

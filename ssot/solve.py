@@ -179,10 +179,11 @@ def solve(
         _check_on_failure(on_failure)
         limits = _checked_limits(tol, max_steps, max_passes, callback)
         refuse_gradients(arguments, group)
-        each = split_arguments(arguments) if is_batch(arguments) else [arguments]
-        inits = split_init(init, len(each)) if is_batch(arguments) else [init]
+        several = is_batch(arguments)
+        each = split_arguments(arguments) if several else [arguments]
+        inits = split_init(init, len(each)) if several else [init]
         shares_graph = all(own["graph"] is each[0]["graph"] for own in each)
-        return (limits, each, inits), (limits, is_batch(arguments), len(each), shares_graph)
+        return (limits, each, inits), (limits, several, len(each), shares_graph)
 
     (limits, each, inits), told = ranks_of(group).share(check)
     if any(of_rank != told[0] for of_rank in told):

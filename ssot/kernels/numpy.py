@@ -20,7 +20,7 @@ from ssot.curvature import (
     SparseCoupling,
     System,
 )
-from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums
+from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, one_by_one
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -65,8 +65,7 @@ class NumpyKernel:
         cls, operation: str, kernels: Sequence[Self], arguments: Sequence[tuple[Any, ...]]
     ) -> Sequence[Any]:
         """Work on one problem after the other, each of which can keep all cores busy."""
-        pairs = zip(kernels, arguments, strict=True)
-        return [getattr(kernel, operation)(*given) for kernel, given in pairs]
+        return one_by_one(operation, kernels, arguments)
 
     def row_pass(
         self, product: Array | None, prices: Vector, epsilon: float, _system: System | None

@@ -205,6 +205,14 @@ class Kernel(Protocol):
         ...
 
 
+def one_by_one(
+    operation: str, kernels: Sequence[Kernel], arguments: Sequence[tuple[Any, ...]]
+) -> list[Any]:
+    """Return the results of an operation on one problem after the other."""
+    pairs = zip(kernels, arguments, strict=True)
+    return [getattr(kernel, operation)(*given) for kernel, given in pairs]
+
+
 def value_rounding(kernel: Kernel) -> float:
     """Return the relative rounding error of an objective evaluated on the kernel's arrays."""
     return max(kernel.resolution, SUM_ROUNDING)

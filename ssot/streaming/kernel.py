@@ -14,7 +14,7 @@ import numpy as np
 from ssot.adjacency import graph_in
 from ssot.arrays import HOST, Array, Vector, namespace, to_place
 from ssot.curvature import Coupling, JointCoupling, System
-from ssot.kernels.protocol import Bound, Kernel, Plan, PlanSums, RowSums
+from ssot.kernels.protocol import Bound, Kernel, Plan, PlanSums, RowSums, one_by_one
 from ssot.streaming.cost import StreamedCost
 from ssot.streaming.plan import StreamedPlan, StreamedRows
 
@@ -60,15 +60,13 @@ class StreamingKernel:
         self.samples = len(cost)
         self.shift = bound.shift
         self.kept_every: int | None = cost.every
-        self._every = cost.every
 
     @classmethod
     def together(
         cls, operation: str, kernels: Sequence[Self], arguments: Sequence[tuple[Any, ...]]
     ) -> Sequence[Any]:
         """Work on one problem after the other."""
-        pairs = zip(kernels, arguments, strict=True)
-        return [getattr(kernel, operation)(*given) for kernel, given in pairs]
+        return one_by_one(operation, kernels, arguments)
 
     def row_pass(
         self, product: Array | None, prices: Vector, epsilon: float, system: System | None
@@ -138,8 +136,8 @@ class StreamingKernel:
 
     def sample(self, product: Array | None, every: int) -> tuple[Kernel, Array | None]:
         """Return the kernel of kept rows that are about as far apart, without a reading."""
-        kept = None if product is None else to_place(product[:: self._every], self.place)
-        further = max(1, every // self._every)
+        kept = None if product is None else to_place(product[:: self._cost.every], self.place)
+        further = max(1, every // self._cost.every)
         if further == 1:
             return self._kept, kept
         return self._kept.sample(kept, further)
@@ -150,7 +148,7 @@ class StreamingKernel:
 
     def typical_spread(self, product: Array | None) -> float:
         """Return how far a row's median cost lies above its minimum, in a typical kept row."""
-        return self._kept.typical_spread(self.sample(product, self._every)[1])
+        return self._kept.typical_spread(self.sample(product, self._cost.every)[1])
 
     def _measured_plan(self, prices: Vector, epsilon: float) -> tuple[Plan, RowSums]:
         """Return a plan that is not stored, measured on the way."""

@@ -46,7 +46,7 @@ SMALLEST_DAMPING = 1e-8
 LARGEST_DAMPING = 1e8
 """Damping at which a step is a sliver of a scaling sweep, and the search for one is given up."""
 
-RESCALE_ABOVE = 0.01
+RESCALE_ABOVE = 0.1
 """Column residual above which a scaling sweep comes before the first Newton step."""
 
 SUFFICIENT_GAIN = 0.05

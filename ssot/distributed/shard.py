@@ -29,7 +29,8 @@ def shard_of(graph: GraphLike, cost: Array, ranks: GroupRanks) -> Shard:
     directed, _ = ranks.share(lambda: (_rows(graph, cost, bounds[-1]), None))
     first, last = bounds[ranks.rank], bounds[ranks.rank + 1]
     half = directed.tocoo()
-    sources, targets, weights = half.row + first, half.col.astype(np.int64), 0.5 * half.data
+    sources, targets = first + half.row.astype(np.int64), half.col.astype(np.int64)
+    weights = 0.5 * half.data
     order = np.argsort(targets, kind="stable")
     cuts = np.searchsorted(targets[order], bounds)
     ends, starts, mirrored = (

@@ -75,6 +75,8 @@ def one_process(monkeypatch):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
+    if name == "ssot.kernels.fused":
+        pytest.importorskip("triton", reason="fused kernels are written in Triton")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

@@ -55,7 +55,7 @@ class Settings:
     updates: int = 12
     batch: int = 4096
     bank: int = 0
-    learning_rate: float = 0.05
+    learning_rate: float = 0.02
     trunk_learning_rate: float = 0.002
 
     def __post_init__(self) -> None:

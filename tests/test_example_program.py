@@ -163,7 +163,7 @@ def test_runs_that_are_there_are_not_repeated_and_changed_ones_are(call, folder,
     rates = [
         run["settings"]["learning_rate"] for run in record(folder)["results"]["features"]["UOT"]
     ]
-    assert sorted(rates) == [0.05, 0.1]
+    assert sorted(rates) == [0.02, 0.1]
 
     made.clear()
     call(*features, "--methods", "POT", "--seeds", "1")
@@ -275,7 +275,7 @@ def test_a_checkpoint_of_other_settings_is_refused_until_a_restart(
 ):
     changed = [*interrupted, "--learning-rate", "0.1"]
     message = refusal(capsys, call, *changed)
-    assert "learning_rate 0.05; this one has learning_rate 0.1: delete it (--restart)" in message
+    assert "learning_rate 0.02; this one has learning_rate 0.1: delete it (--restart)" in message
     assert "features-SP2OT-0.checkpoint" in names(folder)
     call(*changed, "--restart")
     assert "features-SP2OT-0.checkpoint" not in names(folder)

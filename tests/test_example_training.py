@@ -178,7 +178,7 @@ def test_training_mends_a_start_that_tears_the_largest_class_and_joins_the_small
     spoilt[np.flatnonzero(labels == 0)[::2]] = 4
     begin = dataclasses.replace(begin)
     vars(begin)["clusters"] = [spoilt, spoilt]
-    training = train(begin, settings=dataclasses.replace(SMALL, rounds=8))
+    training = train(begin, settings=dataclasses.replace(SMALL, rounds=8, learning_rate=0.05))
     before = scores(labels, spoilt)["accuracy"]
     assert before < 0.8
     assert accuracy(training) > before + 0.05

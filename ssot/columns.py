@@ -167,9 +167,11 @@ class Columns:
         Column by column this solves ``demand(g') = mass exp((g' - g) / epsilon)``: the exact
         maximiser of the full dual in that block, so it never lowers the dual. A virtual cluster
         without entropy follows as a block of its own, with the multiplier of each row's mass
-        moving along: what the classes then have in total becomes what they should have.
+        moving along: what the classes then have in total becomes what they should have. A mass of 0
+        may have been lost below the range of float32, and counts as the least of that.
         """
-        surplus = np.log(self.target / np.maximum(mass, np.finfo(np.float64).tiny))
+        least = np.finfo(np.float32).tiny
+        surplus = np.log(self.target / np.where(mass > 0, mass, least))
         scaled = (surplus + prices / epsilon) / (self.inverse_strength + 1.0 / epsilon)
         if self.is_open[-1] and not self.slack_entropy:
             total = self.demand(scaled)[:-1].sum()

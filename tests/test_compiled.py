@@ -14,6 +14,7 @@ import ssot
 numba = pytest.importorskip("numba", reason="Numba is not installed")
 
 from ssot.kernels import compiled, vectors  # noqa: E402
+from ssot.kernels.protocol import Bound, RowSums  # noqa: E402
 
 
 @pytest.mark.parametrize("size", ["blocks", "many classes"])
@@ -53,6 +54,29 @@ def test_told_numbers_of_threads_are_kept_to(monkeypatch, told, needed, used):
         assert numba.get_num_threads() == 2
     finally:
         numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("far", [30.0, 55.0, 300.0])
+def test_columns_that_every_row_is_far_from_have_their_mass_all_the_same(far, dtype):
+    from ssot.kernels.numba import NumbaKernel
+    from ssot.kernels.numpy import NumpyKernel
+
+    rng = np.random.default_rng(0)
+    cost = 100.0 * rng.random((500, 300))  # most entries of a row are negligible
+    cost[:, 100:200] = far + rng.random((500, 100))
+    cost[np.arange(500), rng.integers(0, 100, 500)] = 0.0
+    bound = Bound(cost.astype(dtype), np.full(500, 1 / 500), None, 0.0, 0.0)
+    prices = np.append(rng.random(300), 0.5)
+    masses = [
+        kernel(bound).row_pass(None, prices, 1.0, None)[0] for kernel in (NumbaKernel, NumpyKernel)
+    ]
+    kept = masses[1].column_mass > 2.0**-120  # below it float32 has no numbers
+    bound_on_loss = 1e-5 if dtype == np.float32 else 1e-9
+    for name in RowSums._fields:
+        ours, exact = (np.atleast_1d(getattr(sums, name)) for sums in masses)
+        chosen = kept if len(exact) > 1 else slice(None)
+        np.testing.assert_allclose(ours[chosen], exact[chosen], rtol=bound_on_loss)
 
 
 @numba.njit(fastmath=vectors.FAST, error_model="numpy")

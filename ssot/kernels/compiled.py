@@ -16,9 +16,11 @@ import numpy as np
 
 from ssot.kernels.vectors import (
     FAST,
+    STRIDE,
     TILE,
     add_tile,
     exp2,
+    largest,
     log2,
     maximum,
 )
@@ -34,8 +36,11 @@ LOWEST = float(np.finfo(np.float64).min)
 
 LOG2_E = math.log2(math.e)
 
-PADDING = 32
-"""Rows of exponentials are filled up to a multiple of this: vector loops then have no remainder."""
+NEGLIGIBLE = -64.0
+"""Power of 2, relative to a row's largest, below which sums may do without its entries."""
+
+ALL = -math.inf
+"""In place of `NEGLIGIBLE` where every entry counts."""
 
 
 ONLY_LOOPS = dict.fromkeys(
@@ -64,7 +69,35 @@ def _first_row(group: Any, groups: Any, rows: Any) -> Any:
 
 @_compiled(parallel=False)
 def _padded(columns: Any) -> Any:
-    return (columns + PADDING - 1) // PADDING * PADDING
+    return (columns + STRIDE - 1) // STRIDE * STRIDE
+
+
+@_compiled(parallel=False)
+def _exponentiate(exponent: Any, offset: Any, scale: Any, scaled: Any) -> Any:
+    """Write ``2 ** (scale (exponent - offset))``, and return the sum."""
+    for j in range(len(scaled)):
+        scaled[j] = scale * (exponent[j] - offset)
+    total = 0.0
+    for j in range(len(scaled)):
+        y = exp2(scaled[j])
+        scaled[j] = y
+        total += np.float64(y)
+    return total
+
+
+@_compiled(parallel=False)
+def _list_runs(exponent: Any, smallest: Any, runs: Any) -> Any:
+    """List where exponents, `STRIDE` at a time, reach the smallest that counts."""
+    count = 0
+    for start in range(0, len(exponent), STRIDE):
+        if largest(exponent, start) >= smallest:
+            if count > 0 and runs[count - 1, 1] == start:
+                runs[count - 1, 1] += STRIDE
+            else:
+                runs[count, 0] = start
+                runs[count, 1] = start + STRIDE
+                count += 1
+    return count
 
 
 @_compiled(parallel=False)
@@ -78,12 +111,15 @@ def _softmax_row(
     scale: Any,
     exponent: Any,
     scaled: Any,
+    lowest: Any,
+    runs: Any,
 ) -> Any:
     """Write ``2 ** (scale (x - max x))`` to `scaled`, ``x = prices - [C_i - shift - pull G_i, 0]``.
 
     Exponents are formed in float64, so that a float32 problem loses accuracy only in its
-    exponential, and are ``-inf`` beyond the columns. Returns the total of the row, and its level
-    ``max x + log2(total) / scale``.
+    exponential, and are ``-inf`` beyond the columns. Returns the total of the row, its level
+    ``max x + log2(total) / scale``, and the number of `runs`: where these are given, only the parts
+    of the row that count are written, and listed there.
     """
     classes = cost.shape[1]
     offset = prices[classes]
@@ -99,16 +135,26 @@ def _softmax_row(
             exponent[j] = x
             offset = maximum(offset, x)
     offset = maximum(offset, LOWEST)  # of a row without open columns
-    for j in range(len(scaled)):
-        scaled[j] = scale * (exponent[j] - offset)
-    total = 0.0
-    for j in range(len(scaled)):
-        y = exp2(scaled[j])
-        scaled[j] = y
-        total += np.float64(y)
+    if runs is None:
+        count, total = 0, _exponentiate(exponent, offset, scale, scaled)
+    else:
+        count, total = _list_runs(exponent, offset + lowest / scale, runs), 0.0
+        for run in range(count):
+            here = slice(runs[run, 0], runs[run, 1])
+            total += _exponentiate(exponent[here], offset, scale, scaled[here])
     if total == 0.0:
-        return 1.0, offset
-    return total, offset + log2(total) / scale
+        return 1.0, offset, count
+    return total, offset + log2(total) / scale, count
+
+
+@_compiled(parallel=False)
+def _add_runs(share: Any, scaled: Any, runs: Any, count: Any, mass: Any) -> None:
+    """Add a share of what is written of a row."""
+    for run in range(count):
+        here = slice(runs[run, 0], runs[run, 1])
+        source, target = scaled[here], mass[here]
+        for j in range(len(target)):
+            target[j] += share * np.float64(source[j])
 
 
 @_compiled(parallel=False)
@@ -199,8 +245,8 @@ def row_sums(
         height = 0
         partial_overlap[group] = 0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, level = _softmax_row(
-                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            total, level, _ = _softmax_row(
+                cost, shift, product, pull, i, prices, scale, exponent, scaled, ALL, None
             )
             filled, worth = _filled(level, brim_price, weight[i], scale)
             share = weight[i] * filled / total
@@ -233,6 +279,8 @@ def row_sums(
 @_compiled(parallel=False)
 def _list_large(
     scaled: Any,
+    runs: Any,
+    count: Any,
     threshold: Any,
     total: Any,
     position: Any,
@@ -245,17 +293,15 @@ def _list_large(
     Entries from `end` on are counted but not listed.
     """
     smallest = scaled.dtype.type(threshold * total)
-    for start in range(0, len(scaled), PADDING):
-        largest = scaled[start]
-        for k in range(1, PADDING):
-            largest = maximum(largest, scaled[start + k])
-        if largest >= smallest:
-            for j in range(start, start + PADDING):
-                if scaled[j] >= smallest:
-                    if position < end:
-                        columns[position] = j
-                        values[position] = scaled[j] / total
-                    position += 1
+    for run in range(count):
+        for start in range(runs[run, 0], runs[run, 1], STRIDE):
+            if largest(scaled, start) >= smallest:
+                for j in range(start, start + STRIDE):
+                    if scaled[j] >= smallest:
+                        if position < end:
+                            columns[position] = j
+                            values[position] = scaled[j] / total
+                        position += 1
     return position
 
 
@@ -273,6 +319,7 @@ def large_entries(
     log_partition: Any,
     threshold: Any,
     coupled: Any,
+    lowest: Any,
     loose_mass: Any,
     room: Any,
     counts: Any,
@@ -293,6 +340,7 @@ def large_entries(
         width = _padded(classes + 1)
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
+        runs = np.empty((width // STRIDE, 2), np.int64)
         mass = np.zeros(width)
         left = 0.0
         log_sum = 0.0
@@ -300,24 +348,22 @@ def large_entries(
         position = room * first
         loose = np.zeros(width)
         for i in range(first, last):
-            total, level = _softmax_row(
-                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            total, level, count = _softmax_row(
+                cost, shift, product, pull, i, prices, scale, exponent, scaled, lowest, runs
             )
             filled, worth = _filled(level, brim_price, weight[i], scale)
             share = weight[i] * filled / total
-            for j in range(width):
-                mass[j] += share * np.float64(scaled[j])
+            _add_runs(share, scaled, runs, count, mass)
             left += weight[i] * (1.0 - filled)
             log_sum += weight[i] * worth
             if filled < 1.0:
                 coupled[i] = 0.0
                 counts[i] = 0
-                for j in range(width):
-                    loose[j] += share * np.float64(scaled[j])
+                _add_runs(share, scaled, runs, count, loose)
                 loose[classes] += weight[i] * (1.0 - filled)
                 continue
             following = _list_large(
-                scaled, threshold, total, position, room * last, columns, values
+                scaled, runs, count, threshold, total, position, room * last, columns, values
             )
             counts[i] = following - position
             position = following
@@ -368,8 +414,8 @@ def write_plan(
         left = 0.0
         log_sum = 0.0
         for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, level = _softmax_row(
-                cost, shift, product, pull, i, prices, scale, exponent, scaled
+            total, level, _ = _softmax_row(
+                cost, shift, product, pull, i, prices, scale, exponent, scaled, ALL, None
             )
             filled, worth = _filled(level, brim_price, weight[i], scale)
             share = weight[i] * filled / total

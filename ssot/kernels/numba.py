@@ -59,6 +59,7 @@ class NumbaKernel(NumpyKernel):
     def __init__(self, bound: Bound) -> None:
         cost = _frozen(bound.cost)
         super().__init__(bound._replace(cost=cost, sample_weight=_frozen(bound.sample_weight)))
+        self._lacks_rows = False
         rows, classes = cost.shape
         self._groups = max(1, min(LARGEST_GROUPS, rows, cost.size // SMALLEST_GROUP))
         self._is_dense = classes < LARGEST_DENSE
@@ -82,13 +83,17 @@ class NumbaKernel(NumpyKernel):
             return _row_sums(column_mass, log_partition), DenseCoupling(overlap)
         counts, needed = np.empty(self.samples, np.int64), np.empty(self._groups)
         coupled, loose_mass = self._weight.copy(), np.empty_like(column_mass)
+        lowest = compiled.NEGLIGIBLE
         while True:
             lists = (counts, needed, self._columns, self._values)
-            rows = (LARGEST_TAIL, coupled, loose_mass, self._room)
+            rows = (LARGEST_TAIL, coupled, lowest, loose_mass, self._room)
             self._run(compiled.large_entries, *arguments, *rows, *lists)
-            if needed.max() <= self._room:
+            if needed.max() > self._room:
+                self._reserve(math.ceil(needed.max()))
+            elif lowest > compiled.ALL and self._is_short(column_mass, prices):
+                lowest = compiled.ALL
+            else:
                 break
-            self._reserve(math.ceil(needed.max()))
         sums = _row_sums(column_mass, log_partition)
         loose = None if self._bound.slack_entropy else loose_mass.sum(axis=0)
         return sums, SparseCoupling(self._compressed(counts), coupled, sums.column_mass, loose)
@@ -145,9 +150,22 @@ class NumbaKernel(NumpyKernel):
 
     def for_rows(self, cost: Array, weight: Vector) -> Self:
         kernel = super().for_rows(cost, weight)
+        kernel._lacks_rows = True
         if not kernel._is_dense:
             kernel._reserve(self._room)
         return kernel
+
+    def _is_short(self, column_mass: NDArray[np.float64], prices: Vector) -> bool:
+        """Tell whether an open column has so little mass that what was left out may matter.
+
+        Of some rows of a problem it never matters: the others may give the column its mass.
+        """
+        if self._lacks_rows:
+            return False
+        least = 2.0**compiled.NEGLIGIBLE * self._weight.sum()
+        asked = np.isfinite(prices)
+        asked[-1] &= self._bound.slack_entropy
+        return bool((column_mass.sum(axis=0) < least)[asked].any())
 
     @cached_property
     def _edges(self) -> tuple[NDArray[Any], ...]:

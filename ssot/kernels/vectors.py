@@ -35,6 +35,10 @@ TILE = LARGEST_TILE if numba.core.config.CPU_NAME is None and _has_wide_vectors(
 """Rows and columns of a tile of the overlap: its sums fill half of the vector registers."""
 
 
+STRIDE = 32
+"""Entries of a row that `largest` looks at together."""
+
+
 def _unary(name: str) -> Any:
     """Return the vectorisable LLVM function of one number."""
 
@@ -64,6 +68,24 @@ def maximum(_typing: Any, x: Any, y: Any) -> Any:
         return builder.call(function, arguments, fastmath=("nnan", "nsz"))
 
     return x(x, y), compile_call
+
+
+@intrinsic
+def largest(_typing: Any, row: Any, start: Any) -> Any:
+    """Return the largest of `STRIDE` entries of a row."""
+
+    def compile_reduction(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source = context.make_array(signature.args[0])(context, builder, arguments[0])
+        kind = context.get_data_type(signature.return_type)
+        vector = ir.VectorType(kind, STRIDE)
+        pointer = builder.gep(source.data, [arguments[1]])
+        entries = builder.load(builder.bitcast(pointer, vector.as_pointer()))
+        entries.align = context.get_abi_sizeof(kind)
+        name = f"llvm.vector.reduce.fmax.v{STRIDE}{kind.intrinsic_name}"
+        function = builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [vector]))
+        return builder.call(function, [entries], fastmath=("nnan", "nsz"))
+
+    return row.dtype(row, types.intp), compile_reduction
 
 
 @intrinsic

@@ -171,7 +171,7 @@ class Columns:
         may have been lost below the range of float32, and counts as the least of that.
         """
         least = np.finfo(np.float32).tiny
-        surplus = np.log(self.target / np.where(mass > 0, mass, least))
+        surplus = np.log(self.target) - np.log(np.where(mass > 0, mass, least))
         scaled = (surplus + prices / epsilon) / (self.inverse_strength + 1.0 / epsilon)
         if self.is_open[-1] and not self.slack_entropy:
             total = self.demand(scaled)[:-1].sum()

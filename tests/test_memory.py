@@ -67,7 +67,7 @@ def test_a_plan_without_a_graph_takes_little_more_than_cost_and_plan(
     assert 1.9 < peak_over_cost(backend=backend, **options) <= 2.5
 
 
-@pytest.mark.parametrize(("samples", "classes"), [(100_000, 100), (20_000, 700)])
+@pytest.mark.parametrize(("samples", "classes"), [(200_000, 100), (40_000, 700)])
 def test_a_plan_with_a_graph_takes_less_than_five_costs(backend, samples, classes):
     options = {"samples": samples, "classes": classes, "neighbours": 5}
     assert 2.9 < peak_over_cost(backend=backend, **options) <= 5

@@ -156,4 +156,4 @@ def test_compiles_where_no_cache_can_be_stored(monkeypatch):
         return lambda function: function
 
     monkeypatch.setattr(compiled.numba, "njit", njit)
-    assert compiled._compiled(parallel=False)(len) is len
+    assert compiled.jit(parallel=False)(len) is len

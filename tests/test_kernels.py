@@ -196,6 +196,18 @@ def test_measure_sums_any_plan(problem, kernel, product):
     np.testing.assert_allclose(sums.column_mass, masses, rtol=rounding(problem))
 
 
+@pytest.mark.parametrize("slack_entropy", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_plan_that_is_not_kept_has_the_sums_of_one_that_is(setting, size, slack_entropy):
+    problem = problem_of(size, setting.dtype, slack_entropy=slack_entropy)
+    kernel, prices = kernel_of(setting, problem), prices_of(problem)
+    plan, sums = kernel.plan(None, prices, EPSILON, None)
+    expected = plan.slack, *sums, *kernel.measure(plan, None)
+    slack, plan_sums, row_sums = kernel.transient_plan(prices, EPSILON)
+    for found, value in zip((slack, *row_sums, *plan_sums), expected, strict=True):
+        np.testing.assert_allclose(found, value, rtol=0, atol=rounding(problem))
+
+
 def test_products_with_the_graph(problem, kernel):
     rng = np.random.default_rng(6)
     old, new = rng.random((2, *problem.cost.shape)).astype(problem.cost.dtype)

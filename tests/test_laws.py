@@ -297,7 +297,8 @@ def test_only_rounding_stalls_a_solve(setting, name, epsilon, kl_weight, rho):
 @pytest.mark.parametrize("gap", [90, 110, 150, 712, 738, 760])
 def test_a_mass_may_begin_at_the_least_numbers_or_below(setting, gap, kl_weight):
     """A class is so far off that its first mass is e^-gap: subnormal or 0, in either precision."""
-    cost = np.random.default_rng(0).random((50, 4)) + [0.0, 0.0, 0.0, gap * 0.05]
+    cost = np.random.default_rng(0).random((50, 4))
+    cost[:, -1] += gap * 0.05
     options = {"epsilon": 0.05, "kl_weight": kl_weight, "rho": 0.5}
     assert run(setting, cost, **options).status is Status.CONVERGED
 

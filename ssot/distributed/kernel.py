@@ -12,7 +12,7 @@ import torch
 from scipy.linalg import LinAlgError
 
 from ssot.adjacency import Shard
-from ssot.arrays import HOST, Array, Vector, namespace, to_place
+from ssot.arrays import HOST, Vector, namespace, to_place
 from ssot.curvature import Coupling, DenseCoupling, Indices, System, sampled_rows
 from ssot.distributed.ranks import GroupRanks
 from ssot.kernels.protocol import (
@@ -108,10 +108,6 @@ class ShardedKernel:
         """See `Kernel`; of each rank's rows."""
         own, its_product = self.own.sample(product, every)
         return type(self)(own, self._problem, self.samples // every), its_product
-
-    def for_rows(self, cost: Matrix, weight: Array) -> Kernel:
-        """See `Kernel`; of rows of this rank alone."""
-        return self.own.for_rows(cost, weight)
 
     def typical_spread(self, product: Matrix | None) -> float:
         """See `Kernel`; the mean over the ranks, as their rows count."""

@@ -1,7 +1,7 @@
-"""The loops of the Numba backend over the rows of N x K arrays.
+"""The loops of the Numba backend that make a pass over the rows, and what loops have in common.
 
 Rows are dealt out in groups that depend on the shape alone, and each group keeps sums of its own,
-so that results do not depend on the number of threads. Three passes repeat the few lines that visit
+so that results do not depend on the number of threads. The passes repeat the few lines that visit
 a row: a further level of functions, though inlined, makes them a fifth slower.
 """
 
@@ -49,7 +49,8 @@ ONLY_LOOPS = dict.fromkeys(
 """Parallel are the loops that say so, which saves half of the time to compile."""
 
 
-def _compiled(*, parallel: bool) -> Callable[[Any], Any]:
+def jit(*, parallel: bool) -> Callable[[Any], Any]:
+    """Return the decorator of a loop on all cores, or of a function to be inlined in one."""
     options: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True}
     options |= {"parallel": ONLY_LOOPS} if parallel else {"forceinline": True}
 
@@ -62,17 +63,19 @@ def _compiled(*, parallel: bool) -> Callable[[Any], Any]:
     return compile_lazily
 
 
-@_compiled(parallel=False)
-def _first_row(group: Any, groups: Any, rows: Any) -> Any:
+@jit(parallel=False)
+def first_row(group: Any, groups: Any, rows: Any) -> Any:
+    """Return where a group of rows begins."""
     return group * rows // groups
 
 
-@_compiled(parallel=False)
-def _padded(columns: Any) -> Any:
+@jit(parallel=False)
+def padded(columns: Any) -> Any:
+    """Return the length of a row that `largest` can look at."""
     return (columns + STRIDE - 1) // STRIDE * STRIDE
 
 
-@_compiled(parallel=False)
+@jit(parallel=False)
 def _exponentiate(exponent: Any, offset: Any, scale: Any, scaled: Any) -> Any:
     """Write ``2 ** (scale (exponent - offset))``, and return the sum."""
     for j in range(len(scaled)):
@@ -85,7 +88,7 @@ def _exponentiate(exponent: Any, offset: Any, scale: Any, scaled: Any) -> Any:
     return total
 
 
-@_compiled(parallel=False)
+@jit(parallel=False)
 def _list_runs(exponent: Any, smallest: Any, runs: Any) -> Any:
     """List where exponents, `STRIDE` at a time, reach the smallest that counts."""
     count = 0
@@ -100,8 +103,8 @@ def _list_runs(exponent: Any, smallest: Any, runs: Any) -> Any:
     return count
 
 
-@_compiled(parallel=False)
-def _softmax_row(
+@jit(parallel=False)
+def softmax_row(
     cost: Any,
     shift: Any,
     product: Any,
@@ -147,8 +150,8 @@ def _softmax_row(
     return total, offset + log2(total) / scale, count
 
 
-@_compiled(parallel=False)
-def _add_runs(share: Any, scaled: Any, runs: Any, count: Any, mass: Any) -> None:
+@jit(parallel=False)
+def add_runs(share: Any, scaled: Any, runs: Any, count: Any, mass: Any) -> None:
     """Add a share of what is written of a row."""
     for run in range(count):
         here = slice(runs[run, 0], runs[run, 1])
@@ -157,8 +160,8 @@ def _add_runs(share: Any, scaled: Any, runs: Any, count: Any, mass: Any) -> None
             target[j] += share * np.float64(source[j])
 
 
-@_compiled(parallel=False)
-def _filled(level: Any, brim_price: Any, weight: Any, scale: Any) -> Any:
+@jit(parallel=False)
+def filling(level: Any, brim_price: Any, weight: Any, scale: Any) -> Any:
     """Return how much of a row its classes fill, and its term of the log-partition over its weight.
 
     Always all where the slack has an entropy, and the price is None: passes for such are compiled
@@ -173,7 +176,7 @@ def _filled(level: Any, brim_price: Any, weight: Any, scale: Any) -> Any:
     return share, brim + (share - 1.0) * LOG2_E / scale
 
 
-@_compiled(parallel=False)
+@jit(parallel=False)
 def _add_overlap(panel: Any, height: Any, overlap: Any) -> None:
     """Add ``panel[:height].T @ panel[:height]`` on and above the diagonal."""
     for j in range(0, panel.shape[1], TILE):
@@ -181,7 +184,7 @@ def _add_overlap(panel: Any, height: Any, overlap: Any) -> None:
             add_tile(panel, overlap, height, i, j)
 
 
-@_compiled(parallel=False)
+@jit(parallel=False)
 def _largest(scaled: Any, columns: Any) -> Any:
     """Return the column of the largest entry of a row, which is 1."""
     top = 0
@@ -190,14 +193,14 @@ def _largest(scaled: Any, columns: Any) -> Any:
     return top
 
 
-@_compiled(parallel=False)
+@jit(parallel=False)
 def _add_star(scaled: Any, share: Any, centre: Any, overlap: Any) -> None:
     """Couple one column with the others by the entries of a row, in its row of `overlap`."""
     for j in range(len(overlap)):
         overlap[centre, j] += np.float32(share) * np.float32(scaled[j])
 
 
-@_compiled(parallel=False)
+@jit(parallel=False)
 def _merge_overlaps(partial_overlap: Any, overlap: Any, i: Any) -> None:
     """Add up the couplings of column i with those after it, in both directions."""
     for j in range(i, len(overlap)):
@@ -210,7 +213,7 @@ def _merge_overlaps(partial_overlap: Any, overlap: Any, i: Any) -> None:
         overlap[j, i] = coupling
 
 
-@_compiled(parallel=True)
+@jit(parallel=True)
 def row_sums(
     cost: Any,
     shift: Any,
@@ -235,7 +238,7 @@ def row_sums(
     rows, classes = cost.shape
     groups = len(column_mass)
     for group in numba.prange(groups):
-        width = _padded(classes + 1)
+        width = padded(classes + 1)
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         mass = np.zeros(width)
@@ -244,11 +247,11 @@ def row_sums(
         panel = np.zeros((PANEL_HEIGHT, partial_overlap.shape[2]), np.float32)
         height = 0
         partial_overlap[group] = 0
-        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, level, _ = _softmax_row(
+        for i in range(first_row(group, groups, rows), first_row(group + 1, groups, rows)):
+            total, level, _ = softmax_row(
                 cost, shift, product, pull, i, prices, scale, exponent, scaled, ALL, None
             )
-            filled, worth = _filled(level, brim_price, weight[i], scale)
+            filled, worth = filling(level, brim_price, weight[i], scale)
             share = weight[i] * filled / total
             for j in range(width):
                 mass[j] += share * np.float64(scaled[j])
@@ -276,7 +279,7 @@ def row_sums(
         _merge_overlaps(partial_overlap, overlap, i)
 
 
-@_compiled(parallel=False)
+@jit(parallel=False)
 def _list_large(
     scaled: Any,
     runs: Any,
@@ -305,7 +308,7 @@ def _list_large(
     return position
 
 
-@_compiled(parallel=True)
+@jit(parallel=True)
 def large_entries(
     cost: Any,
     shift: Any,
@@ -337,29 +340,29 @@ def large_entries(
     rows, classes = cost.shape
     groups = len(column_mass)
     for group in numba.prange(groups):
-        width = _padded(classes + 1)
+        width = padded(classes + 1)
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
         runs = np.empty((width // STRIDE, 2), np.int64)
         mass = np.zeros(width)
         left = 0.0
         log_sum = 0.0
-        first, last = _first_row(group, groups, rows), _first_row(group + 1, groups, rows)
+        first, last = first_row(group, groups, rows), first_row(group + 1, groups, rows)
         position = room * first
         loose = np.zeros(width)
         for i in range(first, last):
-            total, level, count = _softmax_row(
+            total, level, count = softmax_row(
                 cost, shift, product, pull, i, prices, scale, exponent, scaled, lowest, runs
             )
-            filled, worth = _filled(level, brim_price, weight[i], scale)
+            filled, worth = filling(level, brim_price, weight[i], scale)
             share = weight[i] * filled / total
-            _add_runs(share, scaled, runs, count, mass)
+            add_runs(share, scaled, runs, count, mass)
             left += weight[i] * (1.0 - filled)
             log_sum += weight[i] * worth
             if filled < 1.0:
                 coupled[i] = 0.0
                 counts[i] = 0
-                _add_runs(share, scaled, runs, count, loose)
+                add_runs(share, scaled, runs, count, loose)
                 loose[classes] += weight[i] * (1.0 - filled)
                 continue
             following = _list_large(
@@ -374,154 +377,15 @@ def large_entries(
         log_partition[group] = log_sum
 
 
-@_compiled(parallel=True)
+@jit(parallel=True)
 def compress(
     starts: Any, groups: Any, room: Any, columns: Any, values: Any, to_columns: Any, to_values: Any
 ) -> None:
     """Put the lists of all groups side by side; row i begins at ``starts[i]``."""
     rows = len(starts) - 1
     for group in numba.prange(groups):
-        first = _first_row(group, groups, rows)
+        first = first_row(group, groups, rows)
         shift = room * first - starts[first]
-        for k in range(starts[first], starts[_first_row(group + 1, groups, rows)]):
+        for k in range(starts[first], starts[first_row(group + 1, groups, rows)]):
             to_columns[k] = columns[shift + k]
             to_values[k] = values[shift + k]
-
-
-@_compiled(parallel=True)
-def write_plan(
-    cost: Any,
-    shift: Any,
-    product: Any,
-    pull: Any,
-    prices: Any,
-    brim_price: Any,
-    scale: Any,
-    weight: Any,
-    column_mass: Any,
-    log_partition: Any,
-    matrix: Any,
-    slack: Any,
-) -> None:
-    """Write the plan of the prices, and sum as `row_sums` does."""
-    rows, classes = cost.shape
-    groups = len(column_mass)
-    for group in numba.prange(groups):
-        width = _padded(classes + 1)
-        exponent = np.full(width, -np.inf)
-        scaled = np.empty(width, cost.dtype)
-        mass = np.zeros(width)
-        left = 0.0
-        log_sum = 0.0
-        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            total, level, _ = _softmax_row(
-                cost, shift, product, pull, i, prices, scale, exponent, scaled, ALL, None
-            )
-            filled, worth = _filled(level, brim_price, weight[i], scale)
-            share = weight[i] * filled / total
-            for j in range(width):
-                mass[j] += share * np.float64(scaled[j])
-            left += weight[i] * (1.0 - filled)
-            log_sum += weight[i] * worth
-            for j in range(classes):
-                matrix[i, j] = scaled[j] * scaled.dtype.type(share)
-            slack[i] = share * np.float64(scaled[classes]) + weight[i] * (1.0 - filled)
-        mass[classes] += left
-        column_mass[group] = mass[: classes + 1]
-        log_partition[group] = log_sum
-
-
-@_compiled(parallel=True)
-def plan_sums(
-    cost: Any,
-    shift: Any,
-    matrix: Any,
-    slack: Any,
-    product: Any,
-    has_product: Any,
-    weight: Any,
-    column_mass: Any,
-    terms: Any,
-) -> None:
-    """Sum each group's column masses, and its terms in the order of `PlanSums`."""
-    rows, classes = cost.shape
-    groups = len(column_mass)
-    tiny = np.finfo(matrix.dtype).tiny
-    for group in numba.prange(groups):
-        mass = np.zeros(classes + 1)
-        transport = 0.0
-        semantic = 0.0
-        entropy = 0.0
-        slack_entropy = 0.0
-        excess = 0.0
-        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            row_mass = 0.0
-            for j in range(classes):
-                q = np.float64(matrix[i, j])
-                mass[j] += q
-                row_mass += q
-                paid = q * (np.float64(cost[i, j]) - shift)
-                transport += paid if q != 0.0 else 0.0
-            for j in range(classes):
-                bounded = maximum(matrix[i, j], tiny)
-                entropy += np.float64(matrix[i, j]) * np.float64(log2(bounded))
-            if has_product:
-                for j in range(classes):
-                    semantic += np.float64(matrix[i, j]) * np.float64(product[i, j])
-            mass[classes] += slack[i]
-            if slack[i] > 0.0:
-                slack_entropy += slack[i] * np.log2(slack[i])
-            excess += max(row_mass - weight[i], 0.0)
-        column_mass[group] = mass
-        terms[group, 0] = transport
-        terms[group, 1] = semantic
-        terms[group, 2] = entropy
-        terms[group, 3] = slack_entropy
-        terms[group, 4] = excess
-
-
-@_compiled(parallel=False)
-def _product_row(starts: Any, columns: Any, edges: Any, i: Any, matrix: Any, row: Any) -> None:
-    row[:] = 0
-    for k in range(starts[i], starts[i + 1]):
-        edge = edges[k]
-        source = matrix[columns[k]]
-        for j in range(len(row)):
-            row[j] += edge * source[j]
-
-
-@_compiled(parallel=True)
-def graph_product(
-    starts: Any, columns: Any, edges: Any, matrix: Any, product: Any, groups: Any
-) -> None:
-    """Write the product of a sparse matrix in rows, ``(starts, columns, edges)``, to `product`."""
-    rows = len(product)
-    for group in numba.prange(groups):
-        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            _product_row(starts, columns, edges, i, matrix, product[i])
-
-
-@_compiled(parallel=True)
-def replace_product(
-    starts: Any, columns: Any, edges: Any, old: Any, new: Any, product: Any, change: Any
-) -> None:
-    """Replace the product of `old` by that of `new`; sum their changes' inner product by group."""
-    rows, classes = product.shape
-    groups = len(change)
-    for group in numba.prange(groups):
-        row = np.empty(classes, new.dtype)
-        total = 0.0
-        for i in range(_first_row(group, groups, rows), _first_row(group + 1, groups, rows)):
-            _product_row(starts, columns, edges, i, new, row)
-            for j in range(classes):
-                total += np.float64(new[i, j] - old[i, j]) * np.float64(row[j] - product[i, j])
-                product[i, j] = row[j]
-        change[group] = total
-
-
-@_compiled(parallel=True)
-def interpolate(old: Any, new: Any, step: Any) -> None:
-    """Turn `new` into ``old + step (new - old)``."""
-    for i in numba.prange(len(new)):
-        for j in range(new.shape[1]):
-            new[i, j] = old[i, j] + new.dtype.type(step) * (new[i, j] - old[i, j])

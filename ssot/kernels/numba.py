@@ -25,7 +25,7 @@ from ssot.curvature import (
     SparseCoupling,
     System,
 )
-from ssot.kernels import compiled
+from ssot.kernels import compiled, compiled_plans
 from ssot.kernels.numpy import NumpyKernel, virtual_and_brim
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums
 from ssot.kernels.vectors import LARGEST_TILE
@@ -103,7 +103,7 @@ class NumbaKernel(NumpyKernel):
     ) -> tuple[Plan, RowSums]:
         plan = out or Plan(np.empty_like(self._cost), np.empty(len(self._cost)))
         arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
-        self._run(compiled.write_plan, *arguments, plan.matrix, plan.slack)
+        self._run(compiled_plans.write_plan, *arguments, plan.matrix, plan.slack)
         return plan, _row_sums(column_mass, log_partition)
 
     def measure(self, plan: Plan, product: Array | None) -> PlanSums:
@@ -111,7 +111,7 @@ class NumbaKernel(NumpyKernel):
         terms = np.empty((self._groups, 5))
         given = self._cost[:1] if product is None else _frozen(product)
         self._run(
-            compiled.plan_sums,
+            compiled_plans.plan_sums,
             self._cost,
             self.shift,
             _frozen(plan.matrix),
@@ -122,30 +122,37 @@ class NumbaKernel(NumpyKernel):
             column_mass,
             terms,
         )
-        transport, semantic, entropy, slack_entropy, excess = terms.sum(axis=0).tolist()
-        return PlanSums(
-            column_mass=column_mass.sum(axis=0),
-            transport=transport,
-            semantic=semantic,
-            plan_entropy=math.log(2) * entropy,
-            slack_entropy=math.log(2) * slack_entropy,
-            row_excess=excess,
-        )
+        return _plan_sums(column_mass, terms)
+
+    def transient_plan(self, prices: Vector, epsilon: float) -> tuple[Vector, PlanSums, RowSums]:
+        arguments, column_mass, log_partition = self._pass(None, prices, epsilon)
+        slack = np.empty(len(self._cost))
+        plan_mass, terms = np.empty_like(column_mass), np.empty((self._groups, 5))
+        results = (compiled.NEGLIGIBLE, slack, plan_mass, terms)
+        self._run(compiled_plans.transient_plan_sums, *arguments, *results)
+        return slack, _plan_sums(plan_mass, terms), _row_sums(column_mass, log_partition)
 
     def graph_product(self, matrix: Array, out: Array | None) -> Array:
         product = np.empty_like(matrix) if out is None else out
-        self._run(compiled.graph_product, *self._edges, _frozen(matrix), product, self._groups)
+        self._run(
+            compiled_plans.graph_product, *self._edges, _frozen(matrix), product, self._groups
+        )
         return product
 
     def replace_product(self, product: Array, old: Array, new: Array) -> float:
         change = np.empty(self._groups)
         self._run(
-            compiled.replace_product, *self._edges, _frozen(old), _frozen(new), product, change
+            compiled_plans.replace_product,
+            *self._edges,
+            _frozen(old),
+            _frozen(new),
+            product,
+            change,
         )
         return float(change.sum())
 
     def interpolate(self, old: Plan, new: Plan, step: float) -> None:
-        self._run(compiled.interpolate, _frozen(old.matrix), new.matrix, step)
+        self._run(compiled_plans.interpolate, _frozen(old.matrix), new.matrix, step)
         new.slack[:] = old.slack + step * (new.slack - old.slack)
 
     def for_rows(self, cost: Array, weight: Vector) -> Self:
@@ -217,6 +224,19 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 def _row_sums(column_mass: NDArray[np.float64], log_partition: Vector) -> RowSums:
     """Add up the groups, in their order."""
     return RowSums(column_mass.sum(axis=0), float(log_partition.sum()))
+
+
+def _plan_sums(column_mass: NDArray[np.float64], terms: NDArray[np.float64]) -> PlanSums:
+    """Add up the groups, and turn logarithms to the base 2 into natural ones."""
+    transport, semantic, entropy, slack_entropy, excess = terms.sum(axis=0).tolist()
+    return PlanSums(
+        column_mass=column_mass.sum(axis=0),
+        transport=transport,
+        semantic=semantic,
+        plan_entropy=math.log(2) * entropy,
+        slack_entropy=math.log(2) * slack_entropy,
+        row_excess=excess,
+    )
 
 
 def run(function: Callable[..., None], *arguments: Any, most_threads: int) -> None:

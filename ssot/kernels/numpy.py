@@ -156,6 +156,10 @@ class NumpyKernel:
     def for_rows(self, cost: Array, weight: Vector) -> Self:
         return type(self)(self._bound._replace(cost=cost, sample_weight=weight, graph=None))
 
+    def transient_plan(self, prices: Vector, epsilon: float) -> tuple[Vector, PlanSums, RowSums]:
+        plan, sums = self.plan(None, prices, epsilon, None)
+        return plan.slack, self.measure(plan, None), sums
+
     def typical_spread(self, product: Array | None) -> float:
         every = max(1, len(self._cost) // SPREAD_SAMPLE)
         sample = self._cost[::every].astype(np.float64)

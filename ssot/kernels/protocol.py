@@ -193,15 +193,23 @@ class Kernel(Protocol):
         """
         ...
 
-    def for_rows(self, cost: Matrix, weight: Array) -> Kernel:
+    def typical_spread(self, product: Matrix | None) -> float:
+        """Return how far a row's median cost lies above its minimum, in a typical row."""
+        ...
+
+
+class BlockKernel(Kernel, Protocol):
+    """The operations on an array that may be a block of the rows of a streamed cost."""
+
+    def for_rows(self, cost: Matrix, weight: Array) -> Self:
         """Return the kernel of other rows of the problem, with their weights and without a graph.
 
         It begins with what this one has learnt about how much room its passes need.
         """
         ...
 
-    def typical_spread(self, product: Matrix | None) -> float:
-        """Return how far a row's median cost lies above its minimum, in a typical row."""
+    def transient_plan(self, prices: Vector, epsilon: float) -> tuple[Array, PlanSums, RowSums]:
+        """Return the slack and the sums of a plan without a graph, whose matrix nobody keeps."""
         ...
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from ssot.adjacency import graph_in
 from ssot.arrays import HOST, Array, Place, to_place
 from ssot.kernels.numpy import NumpyKernel
-from ssot.kernels.protocol import Bound, Kernel
+from ssot.kernels.protocol import BlockKernel, Bound, Kernel
 from ssot.problem import Problem
 
 BACKENDS = ("auto", "numba", "numpy", "torch")
@@ -69,7 +69,7 @@ def _own_kernel(problem: Problem, backend: str) -> Kernel:
     return StreamingKernel(problem.cost, _bound(problem, problem.cost.kept, place), kind, on_host)
 
 
-def _chosen(place: Place, backend: str) -> tuple[Callable[[Bound], Kernel], Place]:
+def _chosen(place: Place, backend: str) -> tuple[Callable[[Bound], BlockKernel], Place]:
     """Return the kernel of a backend for arrays in a place, and where it computes."""
     is_on_host = place == HOST or place.device.type == "cpu"
     if backend == "torch" or (backend == "auto" and not is_on_host):
@@ -89,7 +89,7 @@ def _chosen(place: Place, backend: str) -> tuple[Callable[[Bound], Kernel], Plac
     return NumbaKernel, HOST
 
 
-def _torch_kernel(place: Place) -> tuple[Callable[[Bound], Kernel], Place]:
+def _torch_kernel(place: Place) -> tuple[Callable[[Bound], BlockKernel], Place]:
     """Return the Torch kernel, for the device of the arrays; the CPU for NumPy's."""
     try:
         import torch

@@ -107,6 +107,10 @@ class TorchKernel:
     def for_rows(self, cost: Tensor, weight: Tensor) -> Self:
         return type(self)(self.bound._replace(cost=cost, sample_weight=weight, graph=None))
 
+    def transient_plan(self, prices: Vector, epsilon: float) -> tuple[Tensor, PlanSums, RowSums]:
+        plan, sums = self.plan(None, prices, epsilon, None)
+        return plan.slack, self.measure(plan, None), sums
+
     def typical_spread(self, product: Tensor | None) -> float:
         every = max(1, self.samples // SPREAD_SAMPLE)
         sample = self.bound.cost[::every].double()

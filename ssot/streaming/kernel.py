@@ -14,7 +14,7 @@ import numpy as np
 from ssot.adjacency import graph_in
 from ssot.arrays import HOST, Array, Vector, namespace, to_place
 from ssot.curvature import Coupling, JointCoupling, System
-from ssot.kernels.protocol import Bound, Kernel, Plan, PlanSums, RowSums, one_by_one
+from ssot.kernels.protocol import BlockKernel, Bound, Kernel, Plan, PlanSums, RowSums, one_by_one
 from ssot.streaming.cost import StreamedCost
 from ssot.streaming.plan import StreamedPlan, StreamedRows
 
@@ -45,7 +45,7 @@ class StreamingKernel:
         self,
         cost: StreamedCost,
         bound: Bound,
-        kind: Callable[[Bound], Kernel],
+        kind: Callable[[Bound], BlockKernel],
         on_host: Callable[[Bound], Kernel],
     ) -> None:
         self._cost = cost
@@ -142,33 +142,27 @@ class StreamingKernel:
             return self._kept, kept
         return self._kept.sample(kept, further)
 
-    def for_rows(self, cost: Array, weight: Array) -> Kernel:
-        """Return the kernel of rows in memory."""
-        return self._kept.for_rows(cost, weight)
-
     def typical_spread(self, product: Array | None) -> float:
         """Return how far a row's median cost lies above its minimum, in a typical kept row."""
         return self._kept.typical_spread(self.sample(product, self._cost.every)[1])
 
     def _measured_plan(self, prices: Vector, epsilon: float) -> tuple[Plan, RowSums]:
         """Return a plan that is not stored, measured on the way."""
-        slack, plan = np.empty(self.samples), None
-        sums, parts = _Sums(len(prices)), []
+        slack, sums, parts = np.empty(self.samples), _Sums(len(prices)), []
         for rows, kernel in self._kernels():
-            fits = plan is not None and len(plan.slack) == rows.stop - rows.start
-            plan, part = kernel.plan(None, prices, epsilon, plan if fits else None)
-            parts.append(kernel.measure(plan, None))
-            slack[rows] = to_place(plan.slack, HOST)
+            left, measured, part = kernel.transient_plan(prices, epsilon)
+            slack[rows] = to_place(left, HOST)
+            parts.append(measured)
             sums.add(part)
         matrix = StreamedPlan(lambda: self.plan_rows(prices, epsilon), _added(parts))
         return Plan(matrix, slack), sums.result()
 
-    def _kernels(self) -> Iterator[tuple[slice, Kernel]]:
+    def _kernels(self) -> Iterator[tuple[slice, BlockKernel]]:
         """Read the cost, and yield the kernel of each block."""
         for rows, cost in self._cost.blocks():
             yield rows, self._kernel_of(rows, cost)
 
-    def _kernel_of(self, rows: slice, cost: Array) -> Kernel:
+    def _kernel_of(self, rows: slice, cost: Array) -> BlockKernel:
         weight = self._bound.sample_weight[rows]
         self._last = self._last.for_rows(to_place(cost, self.place), weight)
         return self._last

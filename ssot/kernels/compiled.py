@@ -19,9 +19,10 @@ from ssot.kernels.vectors import (
     STRIDE,
     TILE,
     add_tile,
+    at_least,
     exp2,
-    largest,
     log2,
+    lowest_bit,
     maximum,
 )
 
@@ -71,7 +72,7 @@ def first_row(group: Any, groups: Any, rows: Any) -> Any:
 
 @jit(parallel=False)
 def padded(columns: Any) -> Any:
-    """Return the length of a row that `largest` can look at."""
+    """Return the length of a row that `at_least` can look at."""
     return (columns + STRIDE - 1) // STRIDE * STRIDE
 
 
@@ -90,16 +91,25 @@ def _exponentiate(exponent: Any, offset: Any, scale: Any, scaled: Any) -> Any:
 
 @jit(parallel=False)
 def _list_runs(exponent: Any, smallest: Any, runs: Any) -> Any:
-    """List where exponents, `STRIDE` at a time, reach the smallest that counts."""
-    count = 0
+    """List where exponents, `STRIDE` at a time, reach the smallest that counts.
+
+    All is one run where most do: then it takes longer to tell than to compute.
+    """
+    reached = 0
     for start in range(0, len(exponent), STRIDE):
-        if largest(exponent, start) >= smallest:
-            if count > 0 and runs[count - 1, 1] == start:
-                runs[count - 1, 1] += STRIDE
-            else:
-                runs[count, 0] = start
-                runs[count, 1] = start + STRIDE
-                count += 1
+        runs[reached, 0] = start
+        reached += at_least(exponent, start, smallest) != 0
+    if 2 * reached * STRIDE > len(exponent):
+        runs[0, 0] = 0
+        runs[0, 1] = len(exponent)
+        return 1
+    count = 0
+    for k in range(reached):
+        start = runs[k, 0]
+        if count == 0 or runs[count - 1, 1] != start:
+            runs[count, 0] = start
+            count += 1
+        runs[count - 1, 1] = start + STRIDE
     return count
 
 
@@ -298,13 +308,14 @@ def _list_large(
     smallest = scaled.dtype.type(threshold * total)
     for run in range(count):
         for start in range(runs[run, 0], runs[run, 1], STRIDE):
-            if largest(scaled, start) >= smallest:
-                for j in range(start, start + STRIDE):
-                    if scaled[j] >= smallest:
-                        if position < end:
-                            columns[position] = j
-                            values[position] = scaled[j] / total
-                        position += 1
+            found = at_least(scaled, start, smallest)
+            while found != 0:
+                j = start + lowest_bit(found)
+                if position < end:
+                    columns[position] = j
+                    values[position] = scaled[j] / total
+                position += 1
+                found &= found - np.uint32(1)
     return position
 
 
@@ -343,7 +354,7 @@ def large_entries(
         width = padded(classes + 1)
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
-        runs = np.empty((width // STRIDE, 2), np.int64)
+        runs = np.empty((width // STRIDE + 1, 2), np.int64)
         mass = np.zeros(width)
         left = 0.0
         log_sum = 0.0

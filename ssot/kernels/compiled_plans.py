@@ -9,7 +9,6 @@ import numpy as np
 
 from ssot.kernels.compiled import (
     ALL,
-    add_runs,
     filling,
     first_row,
     jit,
@@ -62,24 +61,6 @@ def write_plan(
         log_partition[group] = log_sum
 
 
-@jit(parallel=False)
-def _add_plan_row(row: Any, cost: Any, shift: Any, mass: Any) -> Any:
-    """Add entries of a plan to the column masses; return their sum and their terms of the value."""
-    total = 0.0
-    transport = 0.0
-    entropy = 0.0
-    tiny = np.finfo(row.dtype).tiny
-    for j in range(len(row)):
-        q = np.float64(row[j])
-        mass[j] += q
-        total += q
-        paid = q * (np.float64(cost[j]) - shift)
-        transport += paid if q != 0.0 else 0.0
-    for j in range(len(row)):
-        entropy += np.float64(row[j]) * np.float64(log2(maximum(row[j], tiny)))
-    return total, transport, entropy
-
-
 @jit(parallel=True)
 def plan_sums(
     cost: Any,
@@ -95,6 +76,7 @@ def plan_sums(
     """Sum each group's column masses, and its terms in the order of `PlanSums`."""
     rows, classes = cost.shape
     groups = len(column_mass)
+    tiny = np.finfo(matrix.dtype).tiny
     for group in numba.prange(groups):
         mass = np.zeros(classes + 1)
         transport = 0.0
@@ -103,9 +85,16 @@ def plan_sums(
         slack_entropy = 0.0
         excess = 0.0
         for i in range(first_row(group, groups, rows), first_row(group + 1, groups, rows)):
-            row_mass, paid, information = _add_plan_row(matrix[i], cost[i], shift, mass)
-            transport += paid
-            entropy += information
+            row_mass = 0.0
+            for j in range(classes):
+                q = np.float64(matrix[i, j])
+                mass[j] += q
+                row_mass += q
+                paid = q * (np.float64(cost[i, j]) - shift)
+                transport += paid if q != 0.0 else 0.0
+            for j in range(classes):
+                bounded = maximum(matrix[i, j], tiny)
+                entropy += np.float64(matrix[i, j]) * np.float64(log2(bounded))
             if has_product:
                 for j in range(classes):
                     semantic += np.float64(matrix[i, j]) * np.float64(product[i, j])
@@ -135,12 +124,12 @@ def transient_plan_sums(
     log_partition: Any,
     lowest: Any,
     slack: Any,
-    plan_mass: Any,
     terms: Any,
 ) -> None:
     """Sum as `row_sums` and, for the plan of the prices, as `plan_sums` does; only keep its slack.
 
-    What is below `lowest` in its row is taken for 0.
+    What is below `lowest` in its row is taken for 0. Logarithms of the plan are those of its
+    exponents.
     """
     rows, classes = cost.shape
     groups = len(column_mass)
@@ -148,9 +137,8 @@ def transient_plan_sums(
         width = padded(classes + 1)
         exponent = np.full(width, -np.inf)
         scaled = np.empty(width, cost.dtype)
-        runs = np.empty((width // STRIDE, 2), np.int64)
-        mass = np.zeros(width)
-        plan = np.zeros(classes + 1)
+        runs = np.empty((width // STRIDE + 1, 2), np.int64)
+        mass = np.zeros(classes + 1)
         log_sum = 0.0
         transport = 0.0
         entropy = 0.0
@@ -162,28 +150,31 @@ def transient_plan_sums(
             )
             filled, worth = filling(level, brim_price, weight[i], scale)
             log_sum += weight[i] * worth
-            share = weight[i] * filled / total
-            add_runs(share, scaled, runs, count, mass)
+            share = scaled.dtype.type(weight[i] * filled / total)
             row_mass = 0.0
+            relative_entropy = 0.0
             for run in range(count):
                 here = slice(runs[run, 0], min(runs[run, 1], classes))
-                row = scaled[here]
-                for j in range(len(row)):
-                    row[j] *= scaled.dtype.type(share)
-                some, paid, information = _add_plan_row(row, cost[i, here], shift, plan[here])
-                row_mass += some
-                transport += paid
-                entropy += information
+                part, its_exponent = scaled[here], exponent[here]
+                its_cost, its_mass = cost[i, here], mass[here]
+                for j in range(len(part)):
+                    q = np.float64(part[j] * share)
+                    its_mass[j] += q
+                    row_mass += q
+                    paid = q * (np.float64(its_cost[j]) - shift)
+                    transport += paid if q != 0.0 else 0.0
+                    below = q * (its_exponent[j] - level)
+                    relative_entropy += below if q != 0.0 else 0.0
+            if row_mass > 0.0:
+                entropy += scale * relative_entropy + row_mass * np.log2(weight[i] * filled)
             excess += max(row_mass - weight[i], 0.0)
             left = weight[i] * (filled * exp2(scale * (prices[classes] - level)) + (1.0 - filled))
             slack[i] = left
-            plan[classes] += left
+            mass[classes] += left
             if left > 0.0:
                 slack_entropy += left * np.log2(left)
-        mass[classes] = plan[classes]
-        column_mass[group] = mass[: classes + 1]
+        column_mass[group] = mass
         log_partition[group] = log_sum
-        plan_mass[group] = plan
         terms[group, 0] = transport
         terms[group, 1] = 0.0
         terms[group, 2] = entropy

@@ -126,11 +126,10 @@ class NumbaKernel(NumpyKernel):
 
     def transient_plan(self, prices: Vector, epsilon: float) -> tuple[Vector, PlanSums, RowSums]:
         arguments, column_mass, log_partition = self._pass(None, prices, epsilon)
-        slack = np.empty(len(self._cost))
-        plan_mass, terms = np.empty_like(column_mass), np.empty((self._groups, 5))
-        results = (compiled.NEGLIGIBLE, slack, plan_mass, terms)
+        slack, terms = np.empty(len(self._cost)), np.empty((self._groups, 5))
+        results = (compiled.NEGLIGIBLE, slack, terms)
         self._run(compiled_plans.transient_plan_sums, *arguments, *results)
-        return slack, _plan_sums(plan_mass, terms), _row_sums(column_mass, log_partition)
+        return slack, _plan_sums(column_mass, terms), _row_sums(column_mass, log_partition)
 
     def graph_product(self, matrix: Array, out: Array | None) -> Array:
         product = np.empty_like(matrix) if out is None else out

@@ -36,7 +36,7 @@ TILE = LARGEST_TILE if numba.core.config.CPU_NAME is None and _has_wide_vectors(
 
 
 STRIDE = 32
-"""Entries of a row that `largest` looks at together."""
+"""Entries of a row that `at_least` looks at together."""
 
 
 def _unary(name: str) -> Any:
@@ -71,21 +71,34 @@ def maximum(_typing: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
-def largest(_typing: Any, row: Any, start: Any) -> Any:
-    """Return the largest of `STRIDE` entries of a row."""
+def at_least(_typing: Any, row: Any, start: Any, bound: Any) -> Any:
+    """Return which of `STRIDE` entries of a row reach a bound, as the bits of a number."""
 
-    def compile_reduction(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def compile_comparison(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source = context.make_array(signature.args[0])(context, builder, arguments[0])
-        kind = context.get_data_type(signature.return_type)
+        kind = context.get_data_type(signature.args[2])
         vector = ir.VectorType(kind, STRIDE)
         pointer = builder.gep(source.data, [arguments[1]])
         entries = builder.load(builder.bitcast(pointer, vector.as_pointer()))
         entries.align = context.get_abi_sizeof(kind)
-        name = f"llvm.vector.reduce.fmax.v{STRIDE}{kind.intrinsic_name}"
-        function = builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [vector]))
-        return builder.call(function, [entries], fastmath=("nnan", "nsz"))
+        lowest = builder.insert_element(vector(ir.Undefined), arguments[2], ir.IntType(32)(0))
+        lanes = ir.VectorType(ir.IntType(32), STRIDE)([0] * STRIDE)
+        lowest = builder.shuffle_vector(lowest, lowest, lanes)
+        reached = builder.fcmp_ordered(">=", entries, lowest)
+        return builder.bitcast(reached, ir.IntType(STRIDE))
 
-    return row.dtype(row, types.intp), compile_reduction
+    return types.uint32(row, types.intp, row.dtype), compile_comparison
+
+
+@intrinsic
+def lowest_bit(_typing: Any, bits: Any) -> Any:
+    """Return the position of the lowest bit of a number that has one."""
+
+    def compile_count(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        position = builder.cttz(arguments[0], ir.IntType(1)(1))
+        return builder.zext(position, ir.IntType(64))
+
+    return types.int64(types.uint32), compile_count
 
 
 @intrinsic

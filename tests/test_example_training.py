@@ -10,13 +10,15 @@ for library in ("torch", "sklearn"):
 
 import torch  # noqa: E402
 
+from examples.deep_clustering import starts  # noqa: E402
 from examples.deep_clustering import training as module  # noqa: E402
 from examples.deep_clustering.data import Dataset  # noqa: E402
 from examples.deep_clustering.methods import METHODS  # noqa: E402
 from examples.deep_clustering.metrics import scores  # noqa: E402
 from examples.deep_clustering.starts import (  # noqa: E402
     connected_graph,
-    merged_small_clusters,
+    merged,
+    small_clusters,
     smoothed,
     start,
 )
@@ -124,8 +126,23 @@ def test_smoothing_brings_a_class_together_and_outliers_to_it():
 def test_small_clusters_merge_along_the_graph_and_swallow_no_rare_class():
     data = blobs([400, 100, 12])
     graph = connected_graph(data.inputs, 3)
-    found = merged_small_clusters(smoothed(data.inputs, graph), graph, 3, seed=0)
-    assert scores(data.labels, found)["accuracy"] == 1
+    smooth = smoothed(data.inputs, graph)
+    parts = small_clusters(smooth, 3, seed=0)
+    assert 55 <= len(set(parts)) <= 60
+    for power in (0.0, 0.5):
+        found = merged(parts, smooth, graph, 3, power)
+        assert scores(data.labels, found)["accuracy"] == 1
+
+
+@pytest.mark.parametrize(("margin", "counts_alike"), [(0.003, True), (0.005, False)])
+def test_small_clusters_count_alike_unless_that_loses_modularity(
+    begin, monkeypatch, margin, counts_alike
+):
+    monkeypatch.setattr(starts, "merged", lambda _parts, _features, _graph, _classes, power: power)
+    by_power = {0.0: 0.8 * (1 - margin), 0.5: 0.8}
+    monkeypatch.setattr(starts, "modularity", lambda power, _graph: by_power[power])
+    clusters = dataclasses.replace(begin).clusters
+    assert clusters == [0.0 if counts_alike else 0.5] * 2
 
 
 def test_samples_may_be_there_many_times_but_not_all_be_the_same():

@@ -15,6 +15,7 @@ from sklearn.preprocessing import normalize
 import ssot
 
 from .data import Dataset
+from .selection import modularity
 
 PIXEL_COMPONENTS = 32
 NEIGHBOURS = 20
@@ -22,6 +23,7 @@ WEIGHT_FLOOR = 1e-6  # of an edge: an outlier without edges has no place in a sp
 SMOOTHING_STEPS = 4
 SMALL_CLUSTERS = 20  # for each class
 FEWEST_SAMPLES = 3  # in a small cluster, on average
+TOLERATED_LOSS = 0.004  # of modularity, for small clusters that all count alike
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,24 @@ class Start:
     def clusters(self) -> list[np.ndarray]:
         """For each head the clusters (N,) that its prototypes start at, made when first asked for.
 
-        Each is `merged_small_clusters` of its own seed.
+        Many small k-means clusters, of a seed for each head, are merged. Where all of them count
+        alike, rare classes are found best, unless density is what tells the classes of this data
+        from each other: then the clusters are worse ones, also by modularity.
         """
-        smooth = smoothed(self.features, self.graph)
-        return [
-            merged_small_clusters(smooth, self.graph, self.data.n_classes, own)
+        smooth, n_classes = smoothed(self.features, self.graph), self.data.n_classes
+        parts = [
+            small_clusters(smooth, n_classes, own)
             for own in range(self.seed * self.heads, (self.seed + 1) * self.heads)
         ]
+        alike, by_size = (
+            [merged(part, smooth, self.graph, n_classes, power) for part in parts]
+            for power in (0.0, 0.5)
+        )
+        least = (1 - TOLERATED_LOSS) * self._mean_modularity(by_size)
+        return alike if self._mean_modularity(alike) >= least else by_size
+
+    def _mean_modularity(self, clusterings: list[np.ndarray]) -> float:
+        return float(np.mean([modularity(clusters, self.graph) for clusters in clusterings]))
 
 
 def start(data: Dataset, heads: int, seed: int) -> Start:
@@ -104,32 +117,40 @@ def smoothed(features: np.ndarray, graph: csr_array) -> np.ndarray:
     return directions
 
 
-def merged_small_clusters(
-    features: np.ndarray, graph: csr_array, n_classes: int, seed: int
-) -> np.ndarray:
-    """Merge many small k-means clusters by Ward's rule, each with the square root of its size.
-
-    By its size, it would be Ward's clustering of the samples, which swallows rare classes. With all
-    alike, outliers would count as much as classes. Only clusters that an edge of the graph joins
-    may merge.
-    """
+def small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np.ndarray:
+    """Return many k-means clusters (N,), about 20 for each class."""
     small = max(n_classes, min(SMALL_CLUSTERS * n_classes, len(features) // FEWEST_SAMPLES))
     with warnings.catch_warnings():
         # Fewer than asked for are found where many samples are the same.
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
-        parts = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit(features)
-    found, part_of_sample, sizes = np.unique(parts.labels_, return_inverse=True, return_counts=True)
+        found = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit_predict(features)
+    return np.unique(found, return_inverse=True)[1]
+
+
+def merged(
+    part_of_sample: np.ndarray,
+    features: np.ndarray,
+    graph: csr_array,
+    n_classes: int,
+    power: float,
+) -> np.ndarray:
+    """Merge small clusters by Ward's rule, each with the weight ``size^power``.
+
+    With power 1 it would be Ward's clustering of the samples, which swallows rare classes; with 0
+    outliers count as much as classes. Only clusters that an edge of the graph joins may merge.
+    """
     samples = np.arange(len(features))
     members = csr_array((np.ones(len(samples)), (samples, part_of_sample)))
-    neighbours = members.T @ graph @ members + eye_array(len(found))
+    sizes = members.sum(axis=0)
+    neighbours = csr_array(members.T @ graph @ members + eye_array(len(sizes)))
+    centres = (members.T @ features) / sizes[:, None]
     # Equal points merge first and at no cost, so a point that is there w times has the weight w.
-    copies = np.repeat(np.arange(len(found)), np.round(np.sqrt(sizes)).astype(int))
+    copies = np.repeat(np.arange(len(sizes)), np.round(sizes**power).astype(int))
     merging = AgglomerativeClustering(
-        n_classes, linkage="ward", connectivity=csr_array(neighbours)[copies][:, copies]
+        n_classes, linkage="ward", connectivity=neighbours[copies][:, copies]
     )
     with warnings.catch_warnings():
         # Components of the graph merge last.
         warnings.filterwarnings("ignore", "the number of connected components", UserWarning)
-        merged = merging.fit_predict(parts.cluster_centers_[found[copies]])
-    cluster_of_part = merged[np.searchsorted(copies, np.arange(len(found)))]
-    return cluster_of_part[part_of_sample]
+        clusters = merging.fit_predict(centres[copies])
+    return clusters[np.searchsorted(copies, np.arange(len(sizes)))][part_of_sample]

@@ -30,7 +30,7 @@ class Method:
     """
 
     ramp: Callable[[float], float] = ssot.sigmoid_ramp
-    kl_weight: float = 1.25
+    kl_weight: float = 1.75
     semantic_strength: float = 0.0
     adaptive_prior: bool = False
 
@@ -49,7 +49,7 @@ METHODS = {
     "UOT": Method(ramp=all_of_the_mass),
     "POT": Method(kl_weight=math.inf),
     "P²OT": Method(),
-    "SP²OT": Method(semantic_strength=0.4),
-    "SP²OT, adaptive prior": Method(semantic_strength=0.4, adaptive_prior=True),
+    "SP²OT": Method(semantic_strength=0.8),
+    "SP²OT, adaptive prior": Method(semantic_strength=0.8, adaptive_prior=True),
 }
 """Unbalanced (UOT) and partial transport (POT) relax one side of the balanced problem each."""

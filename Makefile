@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Cluster handwritten digits; pictures go to examples/output/digits/
 	$(PY) -m examples.deep_clustering digits --seeds 3 --batch 256 --restart --output examples/output/digits
 
-compare: $(STAMP) ## Cluster disease names and languages by all methods (an hour; goes on where it stopped)
+compare: $(STAMP) ## Cluster disease names and languages by all methods (two hours; goes on where it stopped)
 	$(PY) -m examples.deep_clustering icd languages --seeds 5 --output examples/output/compare
 
 test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytest)

@@ -12,7 +12,7 @@ import torch  # noqa: E402
 
 from examples.deep_clustering import starts  # noqa: E402
 from examples.deep_clustering import training as module  # noqa: E402
-from examples.deep_clustering.data import Dataset  # noqa: E402
+from examples.deep_clustering.data import Dataset, load  # noqa: E402
 from examples.deep_clustering.methods import METHODS  # noqa: E402
 from examples.deep_clustering.metrics import scores  # noqa: E402
 from examples.deep_clustering.starts import (  # noqa: E402
@@ -214,6 +214,14 @@ def test_the_same_seed_gives_the_same_whatever_the_labels_and_the_global_generat
     assert torch.equal(torch.get_rng_state(), state)
     other = train(dataclasses.replace(begin, seed=1), settings=settings)
     assert not equal(first.network.state_dict(), other.network.state_dict())
+
+
+def test_a_network_from_scratch_does_not_join_its_classes_before_it_can_tell_them_apart():
+    begin = start(load("digits", seed=101), heads=1, seed=101)
+    training = train(begin, settings=Settings(heads=1, rounds=1, batch=256))
+    sizes = np.bincount(training.clusters(), minlength=10)
+    assert sizes.min() > 0
+    assert sizes.max() < len(begin.data.labels) / 3
 
 
 def test_images_are_clustered_from_scratch_and_the_same_again():

@@ -113,7 +113,7 @@ class Training:
         if checkpoint is not None and checkpoint.exists():
             self.load_state_dict(torch.load(checkpoint, self.inputs.device, weights_only=True))
         elif self.round == 0:
-            self._place_prototypes(self._begin.clusters)
+            self._begin_at(self._begin.clusters)
         while self.round < self.settings.rounds:
             self._train_round()
             if on_round is not None:
@@ -182,13 +182,21 @@ class Training:
         network = ClusterNetwork(trunk, self.settings.heads, self.data.n_classes, n_features)
         return network.to(self.inputs.device)
 
-    @torch.no_grad()
-    def _place_prototypes(self, starts: list[np.ndarray]) -> None:
-        """Put the heads' prototypes at the mean features of clusters."""
-        features = torch.cat([self.network.trunk(block) for block in self._blocks()])
-        directions = normalize(features, dim=1)
-        means = [cluster_means(directions, clusters) for clusters in starts]
-        self.network.start_at(torch.stack(means))
+    def _begin_at(self, starts: list[np.ndarray]) -> None:
+        """Put the heads' prototypes at the mean features of clusters; a new trunk learns these.
+
+        Features of an untrained trunk hardly tell samples apart, so that the first pseudo-labels
+        would follow the neighbour graph alone, into a few large clusters.
+        """
+        clusters = torch.as_tensor(np.stack(starts), dtype=torch.long, device=self.inputs.device)
+        members = one_hot(clusters, self.data.n_classes).to(self.inputs.dtype)
+        with torch.no_grad():
+            features = torch.cat([self.network.trunk(block) for block in self._blocks()])
+            sums = members.mT @ normalize(features, dim=1)
+            self.network.start_at(sums / members.sum(dim=1)[:, :, None])
+        if self.data.is_images:
+            everything = torch.arange(len(self.inputs), device=self.inputs.device)
+            self._learn(everything, members, self.settings.updates)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         network, settings = self.network, self.settings
@@ -236,7 +244,7 @@ class Training:
             began = time.perf_counter()
             labels = self.labeler(logits, ids)
             self.history.labelling_seconds += time.perf_counter() - began
-            self._learn(ids, labels.targets)
+            self._learn(ids, labels.targets, 1 if self._has_bank else self.settings.updates)
             solutions += labels.solutions
         self.history.rho.append(labels.rho)
         self.history.objective.append(float(np.mean([s.objective.total for s in solutions])))
@@ -245,9 +253,9 @@ class Training:
         self.history.seconds += time.perf_counter() - round_began
         self.round += 1
 
-    def _learn(self, ids: Tensor, targets: Tensor) -> None:
+    def _learn(self, ids: Tensor, targets: Tensor, updates: int) -> None:
         """Take gradient steps towards the labels of some samples, on other views of them."""
-        for _ in range(1 if self._has_bank else self.settings.updates):
+        for _ in range(updates):
             order = torch.randperm(len(ids), generator=self.random, device=ids.device)
             rows = order[: self.settings.batch]
             views = disturbed(self.inputs[ids[rows]], self.random)
@@ -259,12 +267,6 @@ class Training:
 
 def _listed(values: dict[str, Any], names: list[str]) -> str:
     return ", ".join(f"{name} {values.get(name)}" for name in names)
-
-
-def cluster_means(points: Tensor, clusters: np.ndarray) -> Tensor:
-    """Return the means (K, D) of points (N, D) in clusters (N,), none of them empty."""
-    members = one_hot(torch.as_tensor(clusters, device=points.device, dtype=torch.long))
-    return members.to(points.dtype).T @ points / members.sum(dim=0)[:, None]
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:

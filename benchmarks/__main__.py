@@ -2,10 +2,12 @@
 
     python -m benchmarks [--only NAME ...] [--quick] [--repeats R] [--budget S] [--output FOLDER]
 
-The files are brought up to date after each part, so that a run may be stopped at any time.
+Report and data are brought up to date after each part, so that a run may be stopped at any time;
+pictures are drawn at the end.
 """
 
 import argparse
+import gc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -102,6 +104,7 @@ def parts(options):
 def main():
     """Run the chosen parts."""
     options = arguments()
+    gc.freeze()  # imported libraries never become garbage; each timed run collects what does
     results = {
         "first_solve": machine.first_solve(),
         "machine": machine.describe(),
@@ -122,7 +125,7 @@ def main():
             print(f"{name} ...", flush=True)
             results[kind] += run()
             report.write(results, options.output)
-            pictures.draw(results, options.output)
+    pictures.draw(results, options.output)
     print(report.markdown(results))
 
 

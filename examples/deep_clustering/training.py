@@ -27,6 +27,7 @@ from .starts import Start
 from .views import disturbed
 
 LARGEST_BLOCK = 8192  # samples that the network predicts at a time
+STEPS_TO_START = 12  # in which a network from scratch learns the clusters it starts at
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class Training:
             self.network.start_at(sums / members.sum(dim=1)[:, :, None])
         if self.data.is_images:
             everything = torch.arange(len(self.inputs), device=self.inputs.device)
-            self._learn(everything, members, self.settings.updates)
+            self._learn(everything, members, STEPS_TO_START)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         network, settings = self.network, self.settings

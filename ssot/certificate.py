@@ -35,8 +35,7 @@ class Certificate:
     stationarity_gap : float
         Upper bound on the generalised Frank-Wolfe gap, in the objective's unit: 0 exactly at a
         stationary point. Without a graph it bounds the distance to the optimal value; where the
-        problem is provably convex, ``gap / (1 - theta)`` does, with ``theta = 2 semantic_weight
-        lambda_max(W) max(alpha) / epsilon``.
+        problem is provably convex, ``gap / (1 - theta)`` does (see `provably_convex`).
     relative_stationarity_gap : float
         The same over the sum of the magnitudes of the objective's terms.
     objective_history : tuple of float
@@ -45,9 +44,10 @@ class Certificate:
     row_passes : int
         Times the cost was read.
     provably_convex : bool
-        Whether ``2 semantic_weight lambda_max(W) max(alpha) <= epsilon`` is known to hold: then
-        the objective is convex and a stationary plan is a global optimum. On several ranks it is
-        known from row sums alone, so that False may mean undecided.
+        Whether ``theta = semantic_weight lambda_max(W) max(alpha) / epsilon`` is known to be at
+        most 1: then the objective is convex and a stationary plan is a global optimum. A slack
+        without entropy (`slack_entropy` False, `rho` below 1) doubles ``theta``. On several ranks
+        it is known from row sums alone, so that False may mean undecided.
     """
 
     mass_error: float
@@ -86,16 +86,19 @@ def certify(problem: Problem, outcome: Outcome) -> Certificate:
 
 
 def is_provably_convex(problem: Problem) -> bool:
-    """Tell whether ``2 semantic_weight lambda_max(W) max(alpha) <= epsilon``.
+    """Tell whether the graph is known to bend the objective less than the entropy, at every plan.
 
-    The plan's entropy bends the objective by at least ``epsilon / max(alpha)`` in every direction,
-    the semantic term by at most ``2 semantic_weight lambda_max(W)``. Row sums bound the eigenvalue
-    from both sides, which settles most problems; the others need it to full accuracy, which is not
-    sought where the rows are spread over several ranks.
+    The semantic term bends it by at most ``2 semantic_weight lambda_max(W)``. A change of the plan
+    sums to 0 in each row, the slack included, so that the entropy bends it by at least
+    ``2 epsilon / max(alpha)``; of a row whose slack changes without entropy, by half of that. Row
+    sums bound the eigenvalue from both sides, which settles most problems; the others need it to
+    full accuracy, which is not sought where the rows are spread over several ranks.
     """
     if problem.graph is None or not problem.has_semantics:
         return True
-    strength = 2.0 * problem.semantic_weight * problem.totals.largest_weight
+    strength = problem.semantic_weight * problem.totals.largest_weight
+    if problem.rho < 1 and not problem.slack_entropy:
+        strength *= 2.0
     mean, largest = row_sums(problem.graph)
     if strength * mean > problem.epsilon:
         return False

@@ -123,7 +123,7 @@ def semantic_weight(
     n_samples : int
         Number of samples N that are solved for together, 1 or above.
     strength : float
-        Weight for each sample, in the unit of the cost, 0 or above; 0.05 to 0.5 in practice.
+        Weight for each sample, in the unit of the cost, 0 or above; 0.05 to 1 in practice.
         Default 0.2 (published, rounded).
 
     Returns

@@ -135,7 +135,8 @@ class Solution:
         """How the linear system behind the last gradient of the plan was solved; None without one.
 
         A named tuple of the relative `residual`, the `iterations`, whether they `converged`, and
-        whether the plan `is_minimum`: a strict local one, which alone has a derivative.
+        `is_minimum`: False if a direction was met in which the objective does not bend up, so that
+        the plan is no strict local minimum and has no derivative.
         """
         return None if self._tracked is None else self._tracked.report.adjoint
 

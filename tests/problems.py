@@ -36,7 +36,7 @@ class Case:
     """A problem and a stationary point of it: the only one, if `convexity` is above 0.
 
     `tangent_cost` is the cost linearised at the plan, for which the plan is optimal without the
-    graph. `convexity` is ``1 - 2 semantic_weight lambda_max(W) max(alpha) / epsilon``.
+    graph. `convexity` is 1 less the semantic weight's share of `convex_threshold`.
     """
 
     cost: np.ndarray
@@ -97,8 +97,8 @@ def full_case(seed, share=0.5, **options):
     base = linear_case(seed, **options)
     graph = random_graph(seed, len(base.cost))
     w = symmetrised(graph)
-    threshold = convex_threshold(w, base.options["sample_weight"], base.options["epsilon"])
-    weight = share * threshold
+    names = ("sample_weight", "epsilon", "rho", "slack_entropy")
+    weight = share * convex_threshold(w, **{name: base.options[name] for name in names})
     return replace(
         base,
         cost=base.cost + 2 * weight * w @ base.plan,
@@ -248,9 +248,10 @@ def symmetrised(graph):
     return (dense + dense.T) / 2
 
 
-def convex_threshold(w, sample_weight, epsilon):
+def convex_threshold(w, sample_weight, epsilon, rho=1.0, slack_entropy=True):
     """Return the semantic weight up to which the problem is provably convex."""
-    return epsilon / (2 * np.linalg.eigvalsh(w)[-1] * sample_weight.max())
+    bend = 2 if slack_entropy or rho == 1 else 1  # of the entropy, in epsilon / max(alpha)
+    return bend * epsilon / (2 * np.linalg.eigvalsh(w)[-1] * sample_weight.max())
 
 
 def induced_plan(cost, prices, sample_weight, epsilon, slack_entropy=True):

@@ -405,17 +405,22 @@ def test_a_callback_can_stop_the_solve(setting):
 # Convexity
 
 
-@pytest.mark.parametrize("samples", [2, 5, 64, 65, 120])
+@pytest.mark.parametrize("samples", [2, 64, 65])
 @pytest.mark.parametrize("is_signed", [False, True])
-def test_provable_convexity_is_that_of_the_dense_eigenvalues(setting, samples, is_signed):
+@pytest.mark.parametrize(("rho", "slack_entropy"), [(1.0, False), (0.5, True), (0.5, False)])
+def test_provable_convexity_is_that_of_the_dense_eigenvalues(
+    setting, samples, is_signed, rho, slack_entropy
+):
     graph = random_graph(samples, samples, signed=is_signed)
     alpha = np.random.default_rng(samples).dirichlet(np.ones(samples))
-    threshold = convex_threshold(symmetrised(graph), alpha, 0.1)
+    threshold = convex_threshold(symmetrised(graph), alpha, 0.1, rho, slack_entropy)
     for factor in (0.01, 1 - 1e-4, 1 + 1e-4, 100.0):
         solution = run(
             setting,
             np.zeros((samples, 2)),
             graph,
+            rho=rho,
+            slack_entropy=slack_entropy,
             epsilon=0.1,
             sample_weight=alpha,
             semantic_weight=factor * threshold,

@@ -106,27 +106,69 @@ def first_plan(iteration):
 # 4. Convexity
 
 
-@given(seed=SEEDS, rho=st.sampled_from([0.4, 1.0]), share=st.sampled_from([0.5, 0.99]))
+def least_bend(plan, alpha, w, strength, *, kl_weight, slack_entropy=True, epsilon=0.1):
+    """Return the smallest curvature of the objective at a plan, over all feasible directions."""
+    samples, classes = plan.shape
+    rows = block_diag(*[np.ones((1, classes))] * samples)
+    columns = np.kron(np.ones((1, samples)), np.eye(classes))
+    slack = alpha - plan.sum(axis=1)
+    is_full = (slack < 1e-9 * alpha).all()
+    bend = np.diag(epsilon / plan.ravel()) - 2 * strength * np.kron(w, np.eye(classes))
+    fixed = [rows if is_full else np.ones((1, plan.size))]
+    if slack_entropy and not is_full:
+        bend += epsilon * rows.T @ np.diag(1 / slack) @ rows
+    if np.isinf(kl_weight):
+        fixed.append(columns)
+    else:
+        bend += kl_weight * columns.T @ np.diag(1 / plan.sum(axis=0)) @ columns
+    free = null_space(np.vstack(fixed))
+    return np.linalg.eigvalsh(free.T @ bend @ free)[0]
+
+
+@given(seed=SEEDS)
 @PROFILE
-def test_convex_up_to_twice_the_certificate_s_condition(seed, rho, share):
-    iteration = random_iteration(seed, share, rho=rho)
+def test_evenly_split_rows_bend_up_to_the_condition_and_no_further(seed):
+    """The condition for unequal weights, whatever the graph."""
     rng = np.random.default_rng(seed)
-    costs = 3 * rng.normal(size=(2, *iteration.cost.shape))
-    ends = [solve(cost, rho=rho, epsilon=0.2, backend="numpy").plan for cost in costs]
-    middle = iteration.objective((ends[0] + ends[1]) / 2)
-    assert middle <= np.mean([iteration.objective(end) for end in ends]) + 1e-12
-
-
-def test_the_constant_of_the_convexity_condition_is_best():
-    """Two classes, at even rows: there the entropy bends as little as anywhere."""
+    w, alpha = symmetrised(random_graph(seed, 6)), rng.dirichlet(np.full(6, 5.0))
+    largest = np.linalg.eigvalsh(np.sqrt(alpha)[:, None] * w * np.sqrt(alpha))[-1]
+    plan = alpha[:, None] * np.array([0.5 - 1e-7, 0.5 - 1e-7, 2e-7])
     for share, sign in ((0.99, 1), (1.01, -1)):
-        iteration = Iteration(np.zeros((2, 2)), NEIGHBOURS, strength=share * 0.2)
-        assert iteration.attraction == pytest.approx(share)
-        even, direction = np.full((2, 2), 0.25), np.array([[1, -1], [1, -1]]) * 1e-3
-        # Class sizes would bend it too: without them.
-        free = Iteration(np.zeros((2, 2)), NEIGHBOURS, iteration.strength, kl_weight=0.0)
-        bend = free.objective(even + direction) + free.objective(even - direction)
-        assert np.sign(bend - 2 * free.objective(even)) == sign
+        found = least_bend(plan, alpha, w, share * 0.1 / largest, kl_weight=1e-9)
+        assert np.sign(found) == sign
+
+
+@given(seed=SEEDS, kl_weight=st.sampled_from([1e-9, 0.5, np.inf]), slack_entropy=st.booleans())
+@PROFILE
+def test_no_plan_bends_down_up_to_the_condition(seed, kl_weight, slack_entropy):
+    rng = np.random.default_rng(seed)
+    w, alpha = symmetrised(random_graph(seed, 6)), rng.dirichlet(np.full(6, 5.0))
+    largest = np.linalg.eigvalsh(np.sqrt(alpha)[:, None] * w * np.sqrt(alpha))[-1]
+    shares = rng.dirichlet(np.full(4, 0.3), size=6).clip(1e-6)
+    shares /= shares.sum(axis=1, keepdims=True)
+    strength = (1.0 if slack_entropy else 0.5) * 0.1 / largest
+    options = {"kl_weight": kl_weight, "slack_entropy": slack_entropy}
+    assert least_bend(alpha[:, None] * shares[:, :3], alpha, w, strength, **options) > -1e-9
+
+
+@pytest.mark.parametrize("kl_weight", [1e-9, np.inf])
+@pytest.mark.parametrize(
+    ("row", "slack_entropy", "limit"),
+    [
+        ([0.5, 0.5], True, 1.0),
+        ([0.5 - 1e-6, 0.5 - 1e-6], True, 1.0),
+        ([0.5, 0.5], False, 1.0),
+        ([1 - 2e-6, 1e-6], False, 0.5),
+    ],
+    ids=["full", "partial", "full, plain slack", "partial, plain slack"],
+)
+def test_the_constant_of_the_convexity_condition_is_best(row, slack_entropy, limit, kl_weight):
+    """Two pairs of neighbours, so that class sizes may stand still."""
+    pairs, plan = np.kron(np.eye(2), NEIGHBOURS), np.tile(row, (4, 1)) / 4
+    options = {"kl_weight": kl_weight, "slack_entropy": slack_entropy}
+    for share, sign in ((0.99, 1), (1.01, -1)):
+        found = least_bend(plan, np.full(4, 0.25), pairs, share * limit * 0.1 / 0.25, **options)
+        assert np.sign(found) == sign
 
 
 @pytest.fixture(scope="module")

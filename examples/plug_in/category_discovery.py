@@ -32,11 +32,11 @@ def pseudo_labels(
     progress: float,
     previous: ssot.Solution | None = None,
 ) -> ssot.Solution:
-    """Solve for logits (N, K) and given labels (N,), `UNLABELLED` where there is none.
+    """Solve for logits (N, K) and given labels (N,), -1 where there is none.
 
     The labelled mass goes up from the labelled samples and a tenth of the others to everything.
     """
-    is_labelled = given != UNLABELLED
+    is_labelled = given >= 0
     is_own = given[:, None] == torch.arange(logits.shape[1], device=given.device)
     cost = -logits.log_softmax(dim=1)
     share = is_labelled.double().mean().item()

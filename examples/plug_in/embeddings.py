@@ -18,27 +18,29 @@ from sklearn.preprocessing import normalize
 
 import ssot
 
-LOGIT_SCALE = 10.0
-ROUNDS = 20
-
 
 def cluster(
     embeddings: np.ndarray,
     clusters: int,
     kl_weight: float = 1.0,
     strength: float = 1.0,
+    scale: float = 10.0,
+    rounds: int = 20,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return the cluster of each of the embeddings (N, D), as (N,)."""
+    """Return the cluster of each of the embeddings (N, D), as (N,).
+
+    Logits are cosines times `scale`.
+    """
     points = normalize(embeddings)
     graph = ssot.knn_graph(points)
     prototypes, _ = kmeans_plusplus(points, clusters, random_state=seed)
     solution = None
-    for step in range(1, ROUNDS + 1):
+    for step in range(1, rounds + 1):
         solution = ssot.solve(
-            logits=LOGIT_SCALE * points @ normalize(prototypes).T,
+            logits=scale * points @ normalize(prototypes).T,
             graph=graph,
-            rho=ssot.sigmoid_ramp(step / ROUNDS),
+            rho=ssot.sigmoid_ramp(step / rounds),
             kl_weight=kl_weight,
             semantic_weight=strength * len(points),
             tol=1e-4,  # labels need no more

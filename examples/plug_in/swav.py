@@ -1,7 +1,7 @@
 """SwAV-style training with swapped views and a queue.
 
 Replaces the Sinkhorn sweeps: ``codes = sinkhorn(scores)`` becomes ``codes = assignments(scores)``.
-SwAV's epsilon of 0.05 is `EPSILON` here. Its three sweeps have no counterpart: the plan is solved
+SwAV's epsilon of 0.05 is the default here. Its three sweeps have no counterpart: the plan is solved
 to `tol`, where three sweeps leave the columns uneven.
 
 To adapt it, call `assignments` in your own loop. On imbalanced data pass ``kl_weight=1.0`` for
@@ -18,20 +18,23 @@ from torch.nn.functional import normalize
 
 import ssot
 
-EPSILON = 0.05  # of the cosine similarity
 TEMPERATURE = 0.1
 PROTOTYPES, QUEUE, BATCH, STEPS = 4, 128, 64, 60
 
 
 @torch.no_grad()
 def assignments(
-    scores: torch.Tensor, rho: float = 1.0, kl_weight: float = math.inf, tol: float = 1e-6
+    scores: torch.Tensor,
+    rho: float = 1.0,
+    epsilon: float = 0.05,
+    kl_weight: float = math.inf,
+    tol: float = 1e-6,
 ) -> torch.Tensor:
     """Return soft assignments (B, K), of mass rho * B, for cosine similarities of the same shape.
 
     By default rows sum to 1 and columns to B / K.
     """
-    plan = ssot.sp2ot_plan(-scores, rho=rho, epsilon=EPSILON, kl_weight=kl_weight, tol=tol)
+    plan = ssot.sp2ot_plan(-scores, rho=rho, epsilon=epsilon, kl_weight=kl_weight, tol=tol)
     return len(scores) * plan
 
 

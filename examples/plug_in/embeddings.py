@@ -22,6 +22,7 @@ import ssot
 def cluster(
     embeddings: np.ndarray,
     clusters: int,
+    *,
     kl_weight: float = 1.0,
     strength: float = 1.0,
     scale: float = 10.0,

@@ -68,6 +68,12 @@ def own(tmp_path):
     return write
 
 
+def file_of(data, method, seed):
+    """Return the name of a file of clusters: ASCII, and nothing that a shell reads as its own."""
+    plain = method.replace("²", "2").replace(",", "").replace("(", "").replace(")", "")
+    return f"{data}-{plain}-{seed}.npz".replace(" ", "-")
+
+
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
@@ -100,11 +106,7 @@ def test_digits_get_tables_pictures_numbers_and_clusters_by_all_methods(call, fo
     for word in ("balanced", "accuracy", "SP²OT", "k-means", "pseudo-labels", "2 seeds"):
         assert word in printed
 
-    clusters = {
-        f"digits-{method}-{seed}.npz".replace(" ", "-").replace(",", "").replace("²", "2")
-        for method in methods
-        for seed in range(2)
-    }
+    clusters = {file_of("digits", method, seed) for method in methods for seed in range(2)}
     assert names(folder) == {"results.json", "results.md"} | PICTURES | clusters
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
     table = (folder / "results.md").read_text(encoding="utf-8")
@@ -125,8 +127,7 @@ def check_run(run, method, folder):
     assert run["true_class_sizes"][0] == 40 * run["true_class_sizes"][-1] + 10 == 170
     assert sum(run["class_sizes"]) == sum(run["true_class_sizes"])
     assert run["class_sizes"] == sorted(run["class_sizes"], reverse=True)
-    stem = f"digits-{method}-{run['seed']}".replace(" ", "-").replace(",", "").replace("²", "2")
-    clusters = np.load(folder / f"{stem}.npz")["clusters"]
+    clusters = np.load(folder / file_of("digits", method, run["seed"]))["clusters"]
     assert sorted(np.bincount(clusters, minlength=10), reverse=True) == run["class_sizes"]
     labels = LOADERS["digits"](seed=run["seed"], imbalance=40).labels
     assert run["scores"] == program.scores(labels, clusters)
@@ -200,8 +201,7 @@ def test_features_without_labels_get_clusters_and_no_scores(call, folder, own, c
     assert not names(folder) & (PICTURES | {"results.md"})
     for method, (run,) in record(folder)["results"]["features"].items():
         assert (run["scores"], run["true_class_sizes"]) == ({}, None)
-        stem = f"features-{method}-0".replace(" ", "-").replace(",", "").replace("²", "2")
-        clusters = np.load(folder / f"{stem}.npz")["clusters"]
+        clusters = np.load(folder / file_of("features", method, 0))["clusters"]
         assert clusters.shape == (sum(sizes),)
         if method.startswith("SP²OT"):
             assert tuple(run["class_sizes"]) == sizes

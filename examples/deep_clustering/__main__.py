@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import logging
+import re
 import shlex
 import sys
 import time
@@ -199,8 +200,8 @@ def largest_first(clusters: np.ndarray, n_classes: int) -> list[int]:
 
 def file_name(begin: Start, method: str) -> str:
     """Name the files of one run, in ASCII."""
-    name = f"{begin.data.name} {method} {begin.seed}".replace(",", "")
-    return unicodedata.normalize("NFKC", name).replace(" ", "-")
+    name = unicodedata.normalize("NFKC", f"{begin.data.name} {method} {begin.seed}")
+    return re.sub("[,()]", "", name).replace(" ", "-")
 
 
 def checkpoint_of(begin: Start, method: str, options: argparse.Namespace) -> Path:

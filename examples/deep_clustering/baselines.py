@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans, SpectralClustering, kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import normalize
 
+from .selection import modularity
 from .starts import Start
 
 STARTS = 10
@@ -83,10 +84,19 @@ def spectral_clustering(begin: Start) -> np.ndarray:
         return model.fit_predict(begin.graph)
 
 
+def merged_k_means(begin: Start) -> np.ndarray:
+    """Return the clusters that the trainings start at, of all heads' the most modular.
+
+    What a transport method has beyond them, it has from the training.
+    """
+    return max(begin.clusters, key=lambda clusters: modularity(clusters, begin.graph))
+
+
 BASELINES: dict[str, Callable[[Start], np.ndarray]] = {
     "k-means": k_means,
     "spherical k-means": spherical_k_means,
     "Gaussian mixture": gaussian_mixture,
     "spectral clustering": spectral_clustering,
+    "merged k-means (the start)": merged_k_means,
 }
 """Each returns the clusters (N,)."""

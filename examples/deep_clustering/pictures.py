@@ -13,7 +13,7 @@ from .report import METRICS, Results, Run, in_order, is_baseline, summarise
 
 COMPARED = ("accuracy", "balanced_accuracy", "nmi", "tail_recall")
 
-BASELINE_COLORS = ("#B5B5B5", "#9C9C9C", "#838383", "#6A6A6A")
+BASELINE_COLORS = ("#BDBDBD", "#A3A3A3", "#898989", "#6F6F6F", "#555555")
 TRANSPORT_COLORS = ("#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#D55E00")
 """Okabe and Ito's, which the colour-blind can tell apart."""
 

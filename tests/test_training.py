@@ -8,7 +8,7 @@ from test_imports import run_apart
 
 pytest.importorskip("torch", reason="training is Torch's")
 
-from ssot import training  # noqa: E402
+from ssot import training
 
 
 def test_without_torch_the_error_names_the_extra():

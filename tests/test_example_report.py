@@ -149,6 +149,13 @@ def test_spectral_clustering_takes_more_components_than_classes_and_far_outliers
     assert scores(labels, clusters[:-1])["accuracy"] == 1
 
 
+def test_the_start_is_that_of_the_head_which_the_graph_agrees_with_most():
+    features, labels = blobs(3, 30)
+    begin = start(Dataset("points", features, None, ("a", "b", "c")), 2, 0)
+    vars(begin)["clusters"] = [np.arange(90) % 3, labels]
+    np.testing.assert_array_equal(BASELINES["merged k-means (the start)"](begin), labels)
+
+
 # Report
 
 

@@ -85,7 +85,7 @@ def spectral_clustering(begin: Start) -> np.ndarray:
 
 
 def merged_k_means(begin: Start) -> np.ndarray:
-    """Return the clusters that the trainings start at, of all heads' the most modular.
+    """Return where the trainings start: of all heads' clusters those the graph agrees with most.
 
     What a transport method has beyond them, it has from the training.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
 
@@ -24,7 +25,7 @@ def restrict_graph(graph: GraphLike, samples: ArrayLike) -> Any:
     graph : sparse (N, N) array or tensor, or (indices, weights)
         The semantic graph of all N samples: a SciPy sparse array, a CSR, CSC or COO tensor, or two
         (N, k) arrays or tensors, the neighbours of each sample and their weights. Sparse ones that
-        are not CSR are converted at each call: convert them once.
+        are not CSR, and weights in half precision, are converted at each call: convert them once.
     samples : (n,) array of integers
         Which samples, from 0 to N - 1, each once, in any order. For tensors on a device, best a
         tensor there.
@@ -33,12 +34,12 @@ def restrict_graph(graph: GraphLike, samples: ArrayLike) -> Any:
     -------
     (n, n) sparse array or tensor
         A `scipy.sparse.csr_array`, or for tensors a ``torch.sparse_csr`` one on the device of
-        `graph`.
+        `graph`. Half precision comes back in float32.
 
     Raises
     ------
     TypeError
-        If `graph` is dense, or `samples` are not integers.
+        If `graph` is dense or not of real numbers, or `samples` are not integers.
     ValueError
         If `graph` is not square, or `samples` are out of range or not distinct.
 
@@ -64,6 +65,7 @@ def graph_rows(graph: GraphLike) -> GraphRows:
         raise ValueError(f"graph must be a sparse (N, N) array or tensor, got shape {shape}")
     if sparse.issparse(graph):
         rows = sparse.csr_array(graph)
+        rows.data = _checked_numbers(rows.data, "graph")
         _require_starts(rows.indptr, rows.indices)
         return rows
     form = "dense array" if place_of(graph) == HOST else str(graph.layout)
@@ -76,7 +78,8 @@ def graph_rows(graph: GraphLike) -> GraphRows:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         rows = graph.detach().to_sparse_csr()
         _require_starts(rows.crow_indices(), rows.col_indices())
-        return Edges(rows.crow_indices(), rows.col_indices(), rows.values())
+        weights = _checked_numbers(rows.values(), "graph")
+        return Edges(rows.crow_indices(), rows.col_indices(), weights)
 
 
 def row_count(rows: GraphRows) -> int:
@@ -105,7 +108,7 @@ def between(rows: sparse.csr_array, sources: Array, targets: Array) -> sparse.cs
 
 
 def _neighbour_rows(graph: tuple[Any, ...]) -> GraphRows:
-    indices, weights = (checked_array(part, f"graph[{i}]") for i, part in enumerate(graph))
+    indices, weights = (_checked_numbers(part, f"graph[{i}]") for i, part in enumerate(graph))
     if indices.ndim != 2 or weights.shape != indices.shape:
         raise ValueError(
             "graph as a tuple must be two arrays of one shape (N, k), got "
@@ -118,6 +121,12 @@ def _neighbour_rows(graph: tuple[Any, ...]) -> GraphRows:
     count, k = indices.shape
     starts = torch.arange(count + 1, device=indices.device) * k
     return Edges(starts, indices.flatten(), weights.flatten())
+
+
+def _checked_numbers(value: Any, name: str) -> Array:
+    """Return a checked array, in float32 if of half precision, which SciPy cannot index."""
+    array = checked_array(value, name)  # which does so for tensors
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _restricted_tensor(rows: Edges, samples: Array) -> Array:

@@ -275,6 +275,18 @@ def test_the_graph_may_have_any_sparse_form(form, place):
     assert torch.allclose(labels.targets.cpu(), len(ids) * direct, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_graph_in_half_precision_is_that_of_its_weights_in_single(layout, dtype, place):
+    rounded = tensors(GRAPH, layout).to(dtype)
+    logits, ids = (part.to(place.device) for part in next(batches(1)))
+    half, single = (
+        PseudoLabeler(9, graph=graph.to(place.device))(logits, ids)
+        for graph in (rounded, rounded.float())
+    )
+    assert torch.equal(half.targets, single.targets)
+
+
 def test_nothing_of_the_size_of_all_pairs_is_made():
     samples = 1_000_000
     own = np.arange(samples)

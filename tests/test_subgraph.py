@@ -48,19 +48,37 @@ def test_neighbours_of_samples():
 
 @pytest.mark.filterwarnings("ignore:Sparse (CSC|BSR|CSR|BSC) tensor support is in beta")
 @pytest.mark.parametrize("layout", ["sparse_csr", "sparse_csc", "sparse_coo"])
-def test_tensors_of_any_layout_on_their_device(layout, place):
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_tensors_of_any_layout_on_their_device(layout, dtype, place):
     torch = pytest.importorskip("torch", reason="tensors need Torch")
     graph, chosen = drawn(1)
-    tensor = torch.from_numpy(graph.toarray()).to_sparse(layout=getattr(torch, layout))
+    dense = torch.from_numpy(graph.toarray()).to(getattr(torch, dtype))
+    tensor = dense.to_sparse(layout=getattr(torch, layout))
     with torch.inference_mode():
         part = ssot.restrict_graph(tensor.to(place.device), torch.tensor(chosen))
     assert part.layout is torch.sparse_csr
     assert part.device.type == place.device.type
     assert not part.is_inference()
+    assert part.dtype == (torch.float64 if dtype == "float64" else torch.float32)
     parts = part.crow_indices(), part.col_indices(), part.values()
     torch.sparse_csr_tensor(*parts, part.shape, check_invariants=True)
-    expected = graph.toarray()[np.ix_(chosen, chosen)]
+    expected = dense.to(part.dtype).numpy()[np.ix_(chosen, chosen)]
     assert np.array_equal(part.to_sparse_coo().to_dense().cpu().numpy(), expected)
+
+
+def test_arrays_in_half_precision_come_back_in_single():
+    graph, chosen = drawn(5)
+    graph.data = graph.data.astype(np.float16)
+    samples = np.arange(len(graph.indptr) - 1)[:, None]
+    column = np.ones(samples.shape, np.float16)
+    for form, expected in (
+        (graph, graph.astype(np.float32).toarray()),
+        ((samples, column), np.eye(len(samples))),
+    ):
+        part = ssot.restrict_graph(form, chosen)
+        assert part.dtype == np.float32
+        assert np.array_equal(part.toarray(), expected[np.ix_(chosen, chosen)])
+    assert graph.dtype == np.float16
 
 
 def test_the_plan_is_that_of_the_dense_part():
@@ -96,6 +114,7 @@ def test_memory_is_that_of_the_edges():
         (sparse.csr_array((3, 3)), [[0]], ValueError, r"\(n,\)"),
         ((np.array([[7]]), np.ones((1, 1))), [0], ValueError, "got 7 to 7"),
         ((np.array([[0]]), np.ones((2, 1))), [0], ValueError, "one shape"),
+        (sparse.csr_array((3, 3), dtype=complex), [0], TypeError, "real numbers"),
         (None, [0], ValueError, "sparse"),
     ],
 )

@@ -54,6 +54,12 @@ def test_a_bank_keeps_dtype_and_device_and_its_own_copy(dtype, place):
     assert torch.equal(bank.logits, before)
 
 
+def test_ids_may_be_every_other_entry():
+    bank, ids = MemoryBank(5), torch.arange(8)[::2]
+    bank.add(torch.zeros(4, CLASSES), ids)
+    assert bank.positions(ids).tolist() == [0, 1, 2, 3]
+
+
 def test_a_bank_writes_in_place():
     bank, places = MemoryBank(20), set()
     for batch in batches(6):

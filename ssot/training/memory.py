@@ -124,7 +124,7 @@ class MemoryBank:
             If one of them is not held.
         """
         ordered, order = self.ids.sort()
-        ids = ids.to(ordered)
+        ids = ids.to(ordered).contiguous()  # or searchsorted warns
         places = torch.searchsorted(ordered, ids).clamp_(max=max(len(self) - 1, 0))
         is_missing = ordered[places] != ids if len(self) else torch.ones_like(ids, dtype=torch.bool)
         if is_missing.any():

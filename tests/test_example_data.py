@@ -232,10 +232,20 @@ def test_own_features_and_labels_are_read(tmp_path):
     np.savez(tmp_path / "features.npz", features=rows, labels=["cat", "ant", "cat", "bee"])
     for root in (tmp_path, tmp_path / "features.npz"):
         data = load("features", root=root)
-        np.testing.assert_array_equal(data.inputs, rows)
+        np.testing.assert_allclose(data.inputs, (rows - [3, 4]) / 3, rtol=1e-6)
         assert data.inputs.dtype == np.float32
         assert data.class_names == ("ant", "bee", "cat")
         assert data.labels.tolist() == [2, 0, 2, 1]
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(20, 1), (20, 1e308 / 30), (-7, 1e-300), (0, 0)])
+def test_own_features_are_centred_whatever_their_scale(offset, scale, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((50, 3))
+    np.savez(tmp_path / "features.npz", features=scale * (rows + offset))
+    inputs = load("features", root=tmp_path, n_classes=2).inputs
+    expected = rows - rows.mean(axis=0)
+    expected *= (scale > 0) / np.abs(expected).max()
+    np.testing.assert_allclose(inputs, expected, atol=1e-6)
 
 
 def test_own_features_without_labels_need_a_number_of_classes(tmp_path):
@@ -260,7 +270,7 @@ def test_own_features_without_labels_need_a_number_of_classes(tmp_path):
         ({"features": np.ones(3)}, r"numbers of shape \(N, D\); got float64 of shape \(3,\)"),
         ({"features": np.array([["a"]])}, "must be numbers"),
         ({"features": np.array([[1.0], [np.nan]])}, "1 rows are not, first row 1"),
-        ({"features": np.array([[1e300], [1.0]])}, "1 rows are not, first row 0"),
+        ({"features": np.array([[-np.inf], [1.0]])}, "1 rows are not, first row 0"),
         ({"features": np.array([[None]], dtype=object)}, "cannot be read"),
         ({"features": np.eye(3), "labels": [0, 1]}, "labels of .* must be 3 integers or strings"),
         ({"features": np.eye(2), "labels": [0.0, 1.0]}, "integers or strings"),

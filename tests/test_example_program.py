@@ -57,12 +57,12 @@ def made(monkeypatch):
 def own(tmp_path):
     """Write a file of the user's own: three blobs, or as many as sizes are given."""
 
-    def write(name="mine.npz", sizes=(30, 12, 6), has_labels=True, seed=0):
-        rng = np.random.default_rng(seed)
+    def write(name="mine.npz", *, sizes=(30, 12, 6), has_labels=True, offset=0.0, scale=1.0):
+        rng = np.random.default_rng(0)
         labels = np.repeat(np.arange(len(sizes)), sizes)
         features = 10 * np.eye(len(sizes), 4)[labels] + rng.standard_normal((len(labels), 4))
         arrays = {"labels": labels} if has_labels else {}
-        np.savez(tmp_path / name, features=features, **arrays)
+        np.savez(tmp_path / name, features=scale * (features + offset), **arrays)
         return str(tmp_path / name)
 
     return write
@@ -206,6 +206,14 @@ def test_features_without_labels_get_clusters_and_no_scores(call, folder, own, c
         if method.startswith("SP²OT"):
             assert tuple(run["class_sizes"]) == sizes
             assert run["history"]["accuracy"] == []
+
+
+@pytest.mark.parametrize("scale", [1, 1e30, 1e-30])
+def test_own_features_may_be_far_from_the_origin_and_of_any_scale(call, folder, own, scale):
+    root = own(offset=20, scale=scale)
+    call("features", "--root", root, "--methods", "SP²OT", "--seeds", "1")
+    (run,) = record(folder)["results"]["features"]["SP²OT"]
+    assert run["scores"]["accuracy"] == 1
 
 
 def test_own_features_do_not_overwrite_the_files_of_a_data_set_of_their_name(call, folder, own):

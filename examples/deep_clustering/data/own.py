@@ -15,7 +15,8 @@ def load(*, root: Path | None = None, n_classes: int | None = None) -> Dataset:
     ----------
     root
         The file, or a folder that has it as `features.npz`. Its arrays are `features` (N, D), of
-        numbers, and perhaps `labels` (N,), of integers or strings.
+        numbers, and perhaps `labels` (N,), of integers or strings. Features are centred, as far
+        from the origin all have one direction, and divided by their largest magnitude.
     n_classes
         Number of clusters, for files without labels alone.
 
@@ -37,7 +38,7 @@ def load(*, root: Path | None = None, n_classes: int | None = None) -> Dataset:
         raise ValueError(
             f"{path} must have an array features; it has {', '.join(arrays) or 'none'}"
         )
-    features = check_features(arrays["features"], path)
+    features = centred(check_features(arrays["features"], path))
     if "labels" in arrays:
         if n_classes is not None:
             raise ValueError(f"n_classes is for files without labels; {path} has labels")
@@ -65,20 +66,31 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_features(features: np.ndarray, path: Path) -> np.ndarray:
-    """Return the features as float32, if they are finite numbers in rows."""
+    """Return the features as float64, if they are finite numbers in rows."""
     if features.ndim != 2 or min(features.shape) < 1 or features.dtype.kind not in "biuf":
         raise ValueError(
             f"features of {path} must be numbers of shape (N, D); got {features.dtype} of shape "
             f"{features.shape}"
         )
     with np.errstate(over="ignore"):  # too large a number becomes inf, and is refused below
-        features = features.astype(np.float32)
+        features = features.astype(np.float64)
     broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if broken.size:
         raise ValueError(
             f"features of {path} must be finite; {broken.size} rows are not, first row {broken[0]}"
         )
     return features
+
+
+def centred(features: np.ndarray) -> np.ndarray:
+    """Return finite features around 0 and of any scale as float32 of magnitude 1 at most."""
+    features = scaled(features)  # so that their sum is finite
+    return scaled(features - features.mean(axis=0)).astype(np.float32)
+
+
+def scaled(features: np.ndarray) -> np.ndarray:
+    """Divide by the largest magnitude; zeros stay."""
+    return features / (np.abs(features).max() or 1)
 
 
 def check_labels(

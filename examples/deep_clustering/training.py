@@ -237,7 +237,8 @@ class Training:
 
     def _train_round(self) -> None:
         """Label all samples once, and learn the labels."""
-        solutions, round_began = [], time.perf_counter()
+        objectives, round_began = [], time.perf_counter()
+        ended = Counter(self.history.statuses)
         order = torch.randperm(len(self.inputs), generator=self.random, device=self.inputs.device)
         for ids in order.split(self._labelled_at_once):
             with torch.no_grad():
@@ -246,11 +247,11 @@ class Training:
             labels = self.labeler(logits, ids)
             self.history.labelling_seconds += time.perf_counter() - began
             self._learn(ids, labels.targets, 1 if self._has_bank else self.settings.updates)
-            solutions += labels.solutions
+            objectives += [solution.objective.total for solution in labels.solutions]
+            ended.update(solution.status.name for solution in labels.solutions)
         self.history.rho.append(labels.rho)
-        self.history.objective.append(float(np.mean([s.objective.total for s in solutions])))
-        ended = Counter(solution.status.name for solution in solutions)
-        self.history.statuses = dict(ended + Counter(self.history.statuses))
+        self.history.objective.append(float(np.mean(objectives)))
+        self.history.statuses = dict(ended)
         self.history.seconds += time.perf_counter() - round_began
         self.round += 1
 

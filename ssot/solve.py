@@ -73,7 +73,12 @@ def sp2ot_plan(
     >>> plan.shape, round(float(plan.sum()), 6)
     ((3, 2), 0.5)
     """
-    _check_on_failure(on_failure)
+
+    def check() -> tuple[None, None]:
+        _check_on_failure(on_failure)
+        return None, None
+
+    ranks_of(options.get("group")).share(check)
     result = solve(cost, graph, on_failure="return", **options)
     _settle(list(result) if isinstance(result, SolutionBatch) else [result], result, on_failure)
     return result.plan
@@ -183,15 +188,11 @@ def solve(
         each = split_arguments(arguments) if several else [arguments]
         inits = split_init(init, len(each)) if several else [init]
         shares_graph = all(own["graph"] is each[0]["graph"] for own in each)
-        return (limits, each, inits), (limits, several, len(each), shares_graph)
+        return (limits, each, inits), (several, len(each), shares_graph)
 
     (limits, each, inits), told = ranks_of(group).share(check)
-    if any(of_rank != told[0] for of_rank in told):
-        raise ValueError(
-            "tol, max_steps, max_passes and the leading dimension of cost and graph must be the "
-            f"same on all ranks, got {' and '.join(map(str, dict.fromkeys(told)))}"
-        )
-    several = told[0][1]
+    _require_same(told, "the leading dimension of cost and graph")
+    several = told[0][0]
     problems = problems_of(each, group) if several else [Problem(**arguments, group=group)]
     solved = _solve_together(problems, inits, limits, callback, backend)
     solutions = [with_gradients(*pair) for pair in zip(solved, each, strict=True)]
@@ -215,8 +216,12 @@ def solve_problem(
 
     A problem does not know what its tensors were computed from: its plan has no gradients.
     """
-    _check_on_failure(on_failure)
-    limits = _checked_limits(tol, max_steps, max_passes, callback)
+
+    def check() -> tuple[Limits, None]:
+        _check_on_failure(on_failure)
+        return _checked_limits(tol, max_steps, max_passes, callback), None
+
+    limits, _ = problem.ranks.share(check)
     solution = _solve_together([problem], [init], limits, callback, backend)[0]
     _settle([solution], solution, on_failure)
     return solution
@@ -231,7 +236,7 @@ def _solve_together(
 ) -> list[Solution]:
     """Return the solutions of problems of one shape."""
     began = time.perf_counter()
-    callback = _agreed_callback(problems[0], callback)
+    callback = _agreed_callback(problems[0], limits, callback)
     kernels = [make_kernel(problem, backend) for problem in problems]
     with isolated(problems[0].place), isolated(kernels[0].place):
         outcomes = run(
@@ -262,10 +267,16 @@ def _solve_together(
         ]
 
 
-def _agreed_callback(problem: Problem, callback: Callback | None) -> Callback | None:
-    """Return a callback that stops all ranks when that of one would; None where none has one."""
-    _, has_one = problem.ranks.share(lambda: (None, callback is not None))
-    if problem.ranks.size == 1 or not any(has_one):
+def _agreed_callback(
+    problem: Problem, limits: Limits, callback: Callback | None
+) -> Callback | None:
+    """Return a callback that stops all ranks when that of one would; None where none has one.
+
+    Ranks with different limits would end apart, and the first to go on would wait for the others.
+    """
+    _, told = problem.ranks.share(lambda: (None, (limits, callback is not None)))
+    _require_same([of_rank for of_rank, _ in told], "tol, max_steps and max_passes")
+    if problem.ranks.size == 1 or not any(has_one for _, has_one in told):
         return callback
 
     def ask(progress: Progress) -> bool:
@@ -275,6 +286,14 @@ def _agreed_callback(problem: Problem, callback: Callback | None) -> Callback | 
         return any(problem.ranks.share(find)[1])
 
     return ask
+
+
+def _require_same(told: Sequence[Any], names: str) -> None:
+    if any(of_rank != told[0] for of_rank in told):
+        raise ValueError(
+            f"{names} must be the same on all ranks, got "
+            f"{' and '.join(map(str, dict.fromkeys(told)))}"
+        )
 
 
 def _callbacks(callback: Callback | None, problems: int) -> list[Callback | None]:

@@ -5,6 +5,7 @@ import pickle
 import sys
 import warnings
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -217,10 +218,21 @@ def refused(rank, size, group):
         "backend": {"backend": "cupy" if is_last else "numpy"},
         "group": {"group": "world"},
     }
+    attempts = {
+        name: partial(ssot.solve, **{**good, "group": group, **mistake})
+        for name, mistake in mistakes.items()
+    }
+    tol = {"tol": 1e-3 if is_last else 1e-10}
+    bad_tol = {"tol": -1.0 if is_last else 1e-10}
+    failure = {"on_failure": "hope" if is_last else "warn"}
+    problem = ssot.Problem(good["cost"], rho=0.3, group=group)
+    for name, mistake in {"tol": tol, "bad tol": bad_tol, "on_failure": failure}.items():
+        attempts[f"{name} of a problem"] = partial(ssot.solve_problem, problem, **mistake)
+    attempts["on_failure of a plan"] = partial(ssot.sp2ot_plan, **good, group=group, **failure)
     found = {}
-    for name, mistake in mistakes.items():
+    for name, attempt in attempts.items():
         try:
-            ssot.solve(**{**good, "group": group, **mistake})
+            attempt()
         except Exception as error:
             found[name] = (type(error).__name__, str(error))
     return found

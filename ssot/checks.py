@@ -205,11 +205,11 @@ def positive_number(value: Any, name: str) -> float:
     return number
 
 
-def transported_mass(rho: Any) -> float:
+def transported_mass(rho: Any, name: str = "rho") -> float:
     """Return rho, in (0, 1]."""
-    number = to_number(rho, "rho")
+    number = to_number(rho, name)
     if not 0 < number <= 1 + FEW_ROUNDINGS:
-        raise ValueError(f"rho must be in (0, 1], got {number}; it is a fraction of the samples")
+        raise ValueError(f"{name} must be in (0, 1], got {number}; it is a fraction of the samples")
     return min(number, 1.0)
 
 

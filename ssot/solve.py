@@ -75,7 +75,7 @@ def sp2ot_plan(
     """
 
     def check() -> tuple[None, None]:
-        _check_on_failure(on_failure)
+        check_on_failure(on_failure)
         return None, None
 
     ranks_of(options.get("group")).share(check)
@@ -181,7 +181,7 @@ def solve(
     }
 
     def check() -> tuple[tuple[Limits, list[dict[str, Any]], list[Any]], tuple[Any, ...]]:
-        _check_on_failure(on_failure)
+        check_on_failure(on_failure)
         limits = _checked_limits(tol, max_steps, max_passes, callback)
         refuse_gradients(arguments, group)
         several = is_batch(arguments)
@@ -218,7 +218,7 @@ def solve_problem(
     """
 
     def check() -> tuple[Limits, None]:
-        _check_on_failure(on_failure)
+        check_on_failure(on_failure)
         return _checked_limits(tol, max_steps, max_passes, callback), None
 
     limits, _ = problem.ranks.share(check)
@@ -325,17 +325,23 @@ def _settle(solutions: Sequence[Solution], result: Any, on_failure: OnFailure) -
     warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
 
-def _check_on_failure(on_failure: str) -> None:
+def check_on_failure(on_failure: str) -> None:
+    """Refuse what says nothing about failures."""
     if on_failure not in get_args(OnFailure):
         raise ValueError(f"on_failure must be one of {get_args(OnFailure)}, got {on_failure!r}")
+
+
+def checked_tolerance(tol: float) -> float:
+    """Return a finite number above 0."""
+    tolerance = to_number(tol, "tol")
+    if not 0 < tolerance < np.inf:
+        raise ValueError(f"tol must be a finite number above 0, got {tol}")
+    return tolerance
 
 
 def _checked_limits(
     tol: float, max_steps: int, max_passes: int, callback: Callback | None
 ) -> Limits:
-    tolerance = to_number(tol, "tol")
-    if not 0 < tolerance < np.inf:
-        raise ValueError(f"tol must be a finite number above 0, got {tol}")
     numbers = {"max_steps": max_steps, "max_passes": max_passes}
     counts = {name: to_number(value, name) for name, value in numbers.items()}
     for name, count in counts.items():
@@ -343,4 +349,4 @@ def _checked_limits(
             raise ValueError(f"{name} must be a whole number of at least 1, got {numbers[name]}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of a Progress, or None, got {callback!r}")
-    return Limits(tolerance, int(counts["max_steps"]), int(counts["max_passes"]))
+    return Limits(checked_tolerance(tol), int(counts["max_steps"]), int(counts["max_passes"]))

@@ -28,6 +28,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
+def check_backend(backend: str) -> None:
+    """Refuse what is not the name of a backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+
+
 def make_kernel(problem: Problem, backend: str) -> Kernel:
     """Return the kernel of the named backend, bound to the problem's arrays on all ranks.
 
@@ -58,8 +64,7 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
 
 def _own_kernel(problem: Problem, backend: str) -> Kernel:
     """Return the kernel of this rank's rows."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    check_backend(backend)
     kind, place = _chosen(problem.place, backend)
     if not problem.is_streamed:
         return kind(_bound(problem, problem.cost, place))

@@ -490,6 +490,28 @@ def test_a_source_of_another_length_is_noticed(rows, message):
         solve(logits=RowBlocks(Growing()), rho=0.5)
 
 
+@pytest.mark.parametrize("has_graph", [False, True])
+@pytest.mark.parametrize("classes", [4, 140])
+@pytest.mark.parametrize("wrong", [np.nan, -np.inf])
+def test_a_row_that_goes_wrong_ends_the_solve_at_once(setting, wrong, classes, has_graph):
+    if has_graph and setting.place != HOST:
+        pytest.skip("tensors want the graph as tensors")
+    cost = moved(-logits_of(90, classes).astype(setting.dtype), setting.place)
+
+    def read(start, stop):
+        block = cost[start:stop] + 0
+        if source.reads == 2 and stop == 60:
+            block[15] = wrong  # in the middle: the first row of a block is looked at anyway
+        return block
+
+    source = RowBlocks(cost.shape, read, rows=30)
+    graph = neighbours(90) if has_graph else None
+    message = "the block at row 30 are not finite in reading 3; switch off dropout"
+    with np.errstate(invalid="ignore"), pytest.raises(RuntimeError, match=message):
+        solve(source, graph, rho=0.5, tol=setting.tolerance.solve, backend=setting.backend)
+    assert source.reads == 2
+
+
 def test_a_plain_memory_map_is_an_array(tmp_path):
     np.save(tmp_path / "cost.npy", -logits_of(50, 4))
     cost = np.load(tmp_path / "cost.npy", mmap_mode="r")

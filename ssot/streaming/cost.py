@@ -96,7 +96,15 @@ class StreamedCost:
                 block = self._partition.of_rows(rows).cost(block, buffer[: len(block)])
             yield rows, block
         if stop != self.shape[0]:
-            raise self._changed(f"it ended after {stop} rows")
+            raise self.changed(f"it ended after {stop} rows")
+
+    def changed(self, how: str) -> RuntimeError:
+        """Return the error of a reading under way that sees what the first one did not."""
+        return RuntimeError(
+            f"{self._name} must be the same at every reading, but {how} in reading "
+            f"{self.source.reads + 1}; switch off dropout (model.eval()), shuffling and "
+            "augmentation, and leave the file alone while it is solved"
+        )
 
     def _array(self, given: Any) -> Array:
         array = to_place(checked_array(given, self._name), self.place)
@@ -142,19 +150,12 @@ class StreamedCost:
 
     def _require_unchanged(self, rows: slice, given: Any) -> None:
         if rows.stop > self.shape[0]:
-            raise self._changed(f"it has more than {self.shape[0]} rows")
+            raise self.changed(f"it has more than {self.shape[0]} rows")
         if tuple(given.shape[1:] if hasattr(given, "shape") else ()) not in ((), self.shape[1:]):
-            raise self._changed(f"the block at row {rows.start} has shape {tuple(given.shape)}")
+            raise self.changed(f"the block at row {rows.start} has shape {tuple(given.shape)}")
         before = self._marks.get(rows.start)
         if before is not None and not math.isclose(_mark(given), before, rel_tol=CHANGE):
-            raise self._changed(f"row {rows.start} differs")
-
-    def _changed(self, how: str) -> RuntimeError:
-        return RuntimeError(
-            f"{self._name} must be the same at every reading, but {how} in reading "
-            f"{self.source.reads + 1}; switch off dropout (model.eval()), shuffling and "
-            "augmentation, and leave the file alone while it is solved"
-        )
+            raise self.changed(f"row {rows.start} differs")
 
 
 class _Keeper:

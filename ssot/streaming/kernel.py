@@ -72,10 +72,10 @@ class StreamingKernel:
         self, product: Array | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
         """Return the row sums, and how the columns are coupled."""
-        sums, coupling = _Sums(len(prices)), JointCoupling()
+        sums, coupling = _Sums(len(prices), self._cost), JointCoupling()
         for rows, kernel in self._kernels():
             part, its_coupling = kernel.row_pass(self._part(product, rows), prices, epsilon, None)
-            sums.add(part)
+            sums.add(part, rows)
             coupling.add(its_coupling)
         return sums.result(), coupling.result()
 
@@ -86,7 +86,7 @@ class StreamingKernel:
         if self._bound.graph is None or not self._bound.semantic_weight:
             return self._measured_plan(prices, epsilon)
         plan = out or Plan(self._file(), np.empty(self.samples))
-        sums, parts = _Sums(len(prices)), []
+        sums, parts = _Sums(len(prices), self._cost), []
         for rows, kernel in self._kernels():
             target = Plan(*(part[rows] for part in plan))
             room = target if self.place == HOST else None
@@ -94,7 +94,7 @@ class StreamingKernel:
             if room is None:
                 for source, stored in zip(made, target, strict=True):
                     stored[:] = to_place(source, HOST)
-            sums.add(part)
+            sums.add(part, rows)
             parts.append(kernel.measure(made, None))
         self._measured = plan.matrix, _added(parts)
         return plan, sums.result()
@@ -148,12 +148,12 @@ class StreamingKernel:
 
     def _measured_plan(self, prices: Vector, epsilon: float) -> tuple[Plan, RowSums]:
         """Return a plan that is not stored, measured on the way."""
-        slack, sums, parts = np.empty(self.samples), _Sums(len(prices)), []
+        slack, sums, parts = np.empty(self.samples), _Sums(len(prices), self._cost), []
         for rows, kernel in self._kernels():
             left, measured, part = kernel.transient_plan(prices, epsilon)
             slack[rows] = to_place(left, HOST)
             parts.append(measured)
-            sums.add(part)
+            sums.add(part, rows)
         matrix = StreamedPlan(lambda: self.plan_rows(prices, epsilon), _added(parts))
         return Plan(matrix, slack), sums.result()
 
@@ -200,13 +200,17 @@ class StreamingKernel:
 class _Sums:
     """Adds up the row sums of blocks."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, cost: StreamedCost) -> None:
+        self._cost = cost
         self._column_mass = np.zeros(columns)
         self._log_partition = 0.0
 
-    def add(self, part: RowSums) -> None:
+    def add(self, part: RowSums, rows: slice) -> None:
         self._column_mass += part.column_mass
         self._log_partition += part.log_partition
+        # The first reading has found no NaN, which no further reading would bring to an end.
+        if not (math.isfinite(self._log_partition) and np.isfinite(self._column_mass).all()):
+            raise self._cost.changed(f"the sums of the block at row {rows.start} are not finite")
 
     def result(self) -> RowSums:
         return RowSums(self._column_mass, self._log_partition)

@@ -112,9 +112,6 @@ def test_digits_get_tables_pictures_numbers_and_clusters_by_all_methods(call, fo
     table = (folder / "results.md").read_text(encoding="utf-8")
     assert all(f"| {method} |" in table for method in methods)
 
-    assert record(folder)["command"].startswith(
-        "python -m examples.deep_clustering digits --seeds 2 --imbalance 40 --rounds 2"
-    )
     of_digits = record(folder)["results"]["digits"]
     assert list(of_digits) == methods
     for method, runs in of_digits.items():
@@ -132,8 +129,12 @@ def check_run(run, method, folder):
     labels = LOADERS["digits"](seed=run["seed"], imbalance=40).labels
     assert run["scores"] == program.scores(labels, clusters)
     assert run["settings"]["imbalance"] == 40
+    assert run["command"].startswith(
+        "python -m examples.deep_clustering digits --seeds 2 --imbalance 40 --rounds 2"
+    )
     if method in BASELINES:
-        assert (run["history"], run["labelling_seconds"], run["statuses"]) == (None, None, {})
+        assert (run["history"], run["statuses"]) == (None, {})
+        assert run["start_seconds"] is run["labelling_seconds"] is None
     else:
         assert {name: len(values) for name, values in run["history"].items()} == dict.fromkeys(
             ("rho", "objective", "accuracy"), 2
@@ -141,6 +142,7 @@ def check_run(run, method, folder):
         assert run["history"]["accuracy"][-1] == run["scores"]["accuracy"]
         assert sum(run["statuses"].values()) == 4
         assert 0 < run["labelling_seconds"] < run["seconds"]
+        assert run["start_seconds"] > 0
 
 
 def test_runs_that_are_there_are_not_repeated_and_changed_ones_are(call, folder, made, own):
@@ -289,6 +291,12 @@ def test_a_checkpoint_of_other_settings_is_refused_until_a_restart(
     assert "features-SP2OT-0.checkpoint" not in names(folder)
 
 
+def test_a_damaged_checkpoint_is_refused_until_a_restart(call, folder, interrupted, capsys):
+    (folder / "features-SP2OT-0.checkpoint").write_bytes(b"garbage")
+    assert "delete it (--restart)" in refusal(capsys, call, *interrupted)
+    call(*interrupted, "--restart")
+
+
 def test_a_memory_bank_and_one_head_are_options(call, folder, own):
     arguments = ["features", "--root", own(), "--methods", "SP²OT", "--seeds", "1"]
     call(*arguments)
@@ -359,9 +367,10 @@ def test_what_the_loaders_refuse_is_said_in_one_line(call, own, capsys, tmp_path
 
 def test_damaged_results_are_refused_and_a_restart_replaces_them(call, folder, own, capsys):
     folder.mkdir()
-    (folder / "results.json").write_text('{"results": ')
     arguments = ["features", "--root", own(), "--methods", "k-means", "--seeds", "1"]
-    assert "results.json is not a file of results" in refusal(capsys, call, *arguments)
+    for damaged in ('{"results": ', '{"results": {"features": {"k-means": [{}]}}}'):
+        (folder / "results.json").write_text(damaged)
+        assert "results.json is not a file of results" in refusal(capsys, call, *arguments)
     call(*arguments, "--restart")
     assert report.load(folder / "results.json")
 

@@ -164,6 +164,7 @@ def run(seed, value, history=None):
         "seed": seed,
         "scores": {key: value + 0.01 * index for index, key in enumerate(KEYS)},
         "seconds": 4.0,
+        "start_seconds": 2.5 if history else None,
         "labelling_seconds": 1.0 if history else None,
         "class_sizes": [50, 30, 15, 5][: 4 - seed],  # another seed has fewer clusters
         "true_class_sizes": [60, 35, 5],
@@ -192,13 +193,13 @@ def test_mean_and_sample_standard_deviation_are_in_per_cent(results):
 
 def test_results_come_back_from_their_file_which_says_how_they_were_made(results, tmp_path):
     path = tmp_path / "results.json"
-    report.save(results, path, "python -m examples.deep_clustering icd --seeds 2")
+    results["icd"]["k-means"][1]["command"] = "python -m examples.deep_clustering icd --seeds 2"
+    report.save(results, path)
     assert report.load(path) == results
     text = path.read_text(encoding="utf-8")
     assert "SP²OT" in text
     assert "größe" in text
     record = json.loads(text)
-    assert record["command"] == "python -m examples.deep_clustering icd --seeds 2"
     assert record["seeds"] == 2
     assert set(record["versions"]) == {"python", "ssot", "numpy", "scipy", "scikit-learn", "torch"}
 
@@ -206,13 +207,13 @@ def test_results_come_back_from_their_file_which_says_how_they_were_made(results
 def test_numbers_that_json_lacks_are_refused_and_leave_no_file(results, tmp_path):
     results["icd"]["k-means"][0]["scores"]["nmi"] = float("nan")
     with pytest.raises(ValueError, match="JSON"):
-        report.save(results, tmp_path / "results.json", "python")
+        report.save(results, tmp_path / "results.json")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_write_leaves_the_results_before(results, tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    report.save(results, path, "python")
+    report.save(results, path)
 
     def fail_half_way(self, text, **_):
         self.write_bytes(text.encode()[:50])
@@ -221,16 +222,36 @@ def test_an_interrupted_write_leaves_the_results_before(results, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(type(path), "write_text", fail_half_way)
         with pytest.raises(KeyboardInterrupt):
-            report.save({"icd": results["icd"]}, path, "python")
+            report.save({"icd": results["icd"]}, path)
     assert report.load(path) == results
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"results": []}',
+        '{"results": {"icd": []}}',
+        '{"results": {"icd": {"k-means": [3]}}}',
+        '{"results": {"icd": {"k-means": {"seed": 0}}}}',
+    ],
+)
 def test_a_file_of_something_else_is_refused_by_its_name(text, tmp_path):
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"results\.json is not a file of results"):
         report.load(path)
+
+
+@pytest.mark.parametrize("key", report.NEEDED)
+def test_a_run_that_lacks_something_is_refused(results, tmp_path, key):
+    del results["icd"]["k-means"][1][key]
+    report.save(results, tmp_path / "results.json")
+    with pytest.raises(ValueError, match=rf"results\.json .*KeyError\('{key}'\).*delete it"):
+        report.load(tmp_path / "results.json")
 
 
 def test_markdown_has_a_table_for_each_data_set_with_the_best_in_bold(results):
@@ -272,7 +293,7 @@ def test_the_solver_share_counts_seconds_and_statuses_of_transport_only(results)
     console = Console(file=io.StringIO(), width=120)
     report.print_solver_share(results, console)
     text = console.file.getvalue()
-    assert text.count("1.0 s, 25%") == 4
+    assert text.count("2.5 s") == text.count("4.0 s") == text.count("1.0 s, 25%") == 4
     assert text.count("4 CONVERGED, 2 STALLED") == 4
     assert "k-means" not in text
 

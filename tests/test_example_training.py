@@ -22,7 +22,7 @@ from examples.deep_clustering.starts import (  # noqa: E402
     smoothed,
     start,
 )
-from examples.deep_clustering.training import OtherRunError, Settings, Training  # noqa: E402
+from examples.deep_clustering.training import CheckpointError, Settings, Training  # noqa: E402
 
 SIZES = [120, 60, 24, 12, 6]
 SMALL = Settings(heads=2, rounds=4, updates=3, batch=64)
@@ -105,8 +105,16 @@ def test_clusters_to_start_at_are_made_for_a_training_from_its_beginning_alone(t
     train(begin, checkpoint=checkpoint)
     assert "clusters" in vars(begin)
     again = start(blobs(), heads=2, seed=0)
-    train(again, checkpoint=checkpoint)
+    resumed = train(again, checkpoint=checkpoint)
     assert "clusters" not in vars(again)
+    assert resumed.history.start_seconds > begin.clusters_seconds > 0
+
+
+def test_the_seconds_of_the_start_count_for_every_training_whoever_had_it_made(begin):
+    assert begin.clusters
+    for method in ("UOT", "SP²OT"):
+        training = train(begin, method)
+        assert training.history.start_seconds > begin.clusters_seconds > 0
 
 
 def test_smoothing_brings_a_class_together_and_outliers_to_it():
@@ -332,10 +340,24 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(
     checkpoint = tmp_path / "run.checkpoint"
     interrupted(begin, "SP²OT", SMALL, checkpoint, 2)
     before, training = checkpoint.read_bytes(), Training(*change(begin))
-    with pytest.raises(OtherRunError, match=f"{said}.*--restart"):
+    with pytest.raises(CheckpointError, match=f"{said}.*--restart"):
         training.run(checkpoint)
     assert training.round == 0
     assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02]q", "cut", [1], {"round": 2}])
+def test_a_damaged_checkpoint_is_refused_and_says_what_to_do(begin, tmp_path, content):
+    checkpoint = tmp_path / "run.checkpoint"
+    if content == "cut":
+        interrupted(begin, "SP²OT", SMALL, checkpoint, 2)
+        content = checkpoint.read_bytes()[:-100]
+    if isinstance(content, bytes):
+        checkpoint.write_bytes(content)
+    else:
+        torch.save(content, checkpoint)
+    with pytest.raises(CheckpointError, match=r"checkpoint.*: delete it \(--restart\)$"):
+        train(begin, checkpoint=checkpoint)
 
 
 def test_a_failed_save_leaves_the_checkpoint_before(begin, tmp_path, monkeypatch):

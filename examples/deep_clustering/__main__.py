@@ -32,7 +32,7 @@ from .data import LOADERS, Dataset, check_options, load
 from .methods import METHODS
 from .metrics import scores
 from .starts import Start, start
-from .training import OtherRunError, Settings, Training
+from .training import CheckpointError, Settings, Training
 
 PROGRAM = "python -m examples.deep_clustering"
 FIXED = ("icd",)  # its samples are the same for every seed
@@ -150,7 +150,12 @@ def cluster(
     data = begin.data
     if method in BASELINES:
         clusters = BASELINES[method](begin)
-        return clusters, {"labelling_seconds": None, "history": None, "statuses": {}}
+        return clusters, {
+            "start_seconds": None,
+            "labelling_seconds": None,
+            "history": None,
+            "statuses": {},
+        }
     training = Training(begin, METHODS[method], options.training, options.device)
 
     def follow() -> None:
@@ -164,10 +169,11 @@ def cluster(
     checkpoint = checkpoint_of(begin, method, options)
     if options.restart:
         checkpoint.unlink(missing_ok=True)
-    with one_line_errors(OtherRunError):
+    with one_line_errors(CheckpointError):
         training.run(checkpoint, follow)
     told = asdict(training.history)
     return training.clusters(), {
+        "start_seconds": told.pop("start_seconds"),
         "seconds": told.pop("seconds"),
         "labelling_seconds": told.pop("labelling_seconds"),
         "statuses": told.pop("statuses"),
@@ -230,9 +236,9 @@ def run_all(options: argparse.Namespace, command: str) -> report.Results:
                 begin = start(load_data(name, seed, options), options.training.heads, seed)
             for method in missing:
                 bar.set_postfix_str(f"{name}, {method}")
-                run = make_run(begin, method, options, bar)
+                run = {**make_run(begin, method, options, bar), "command": command}
                 runs[method][:] = [known for known in runs[method] if known["seed"] != seed] + [run]
-                report.save(stored, path, command)
+                report.save(stored, path)
                 checkpoint_of(begin, method, options).unlink(missing_ok=True)
                 bar.update()
     return {

@@ -1,6 +1,8 @@
 """What is trained: prototypes on frozen features, or on a small convolutional network."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,14 @@ class ClusterNetwork(nn.Module):
         """Move the prototypes (heads, K, D); entries of size 1 suit Adam's equal steps."""
         scale = math.sqrt(directions.shape[2])
         self.prototypes.copy_(scale * normalize(directions, dim=2))
+
+
+def read_state(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Return what `torch.save` wrote, running no code of the file; refuse a damaged one by name."""
+    try:
+        return torch.load(path, device, weights_only=True)
+    except Exception as error:  # garbage ends in errors of any kind
+        raise ValueError(f"{path} cannot be read by Torch ({type(error).__name__})") from error
 
 
 def small_convolutional_trunk(channels: int) -> nn.Module:

@@ -5,6 +5,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,8 +25,11 @@ seed
     int
 scores
     of `metrics.scores`; empty where the classes are unknown
-seconds, labelling_seconds
-    for all, and for the pseudo-labels therein (None where there are none)
+seconds
+    of a baseline for all, of a training for its rounds
+start_seconds, labelling_seconds
+    for the clusters a training starts at, and for the pseudo-labels in its rounds; None for a
+    baseline
 class_sizes, true_class_sizes
     of the clusters and the classes, from large to small (None where the classes are unknown)
 history
@@ -33,7 +37,9 @@ history
 statuses
     how often a solve ended how
 settings
-    of the method
+    of the data and the method
+command
+    that made the run, as a reader would type it
 """
 
 Runs: TypeAlias = dict[str, list[Run]]
@@ -41,6 +47,19 @@ Runs: TypeAlias = dict[str, list[Run]]
 
 Results: TypeAlias = dict[str, Runs]
 """For each data set what the methods made of it."""
+
+NEEDED = (
+    "seed",
+    "scores",
+    "seconds",
+    "labelling_seconds",
+    "class_sizes",
+    "true_class_sizes",
+    "history",
+    "statuses",
+    "settings",
+)
+"""What a run must have to be shown, or to be known as made already."""
 
 METRICS = {
     "accuracy": "accuracy",
@@ -124,20 +143,24 @@ def print_solver_share(results: Results, console: Console) -> None:
     """Print how long the pseudo-labels took and how their solves ended."""
     table = Table(
         box=HORIZONTALS,
-        title="Time for pseudo-labels, mean over the seeds, and how all solves ended",
+        title="Time for the start, all rounds and their pseudo-labels, mean over the seeds, "
+        "and how all solves ended",
     )
-    for heading in ("data set", "method", "seconds", "for pseudo-labels", "ended as"):
-        table.add_column(heading, justify="right" if "seconds" in heading else "left")
+    times = ("start", "rounds", "pseudo-labels")
+    for heading in ("data set", "method", *times, "ended as"):
+        table.add_column(heading, justify="right" if heading in times else "left")
     for data_set, runs in results.items():
         for method, of_method in runs.items():
             if of_method[0]["labelling_seconds"] is None:
                 continue
+            began = [run["start_seconds"] for run in of_method if "start_seconds" in run]
+            start = f"{np.mean(began):.1f} s" if began else ""
             seconds = np.mean([run["seconds"] for run in of_method])
             labelling = np.mean([run["labelling_seconds"] for run in of_method])
             statuses = sum((Counter(run["statuses"]) for run in of_method), Counter())
             ended = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
             share = f"{labelling:.1f} s, {labelling / seconds:.0%}"
-            table.add_row(data_set, method, f"{seconds:.1f}", share, ended)
+            table.add_row(data_set, method, start, f"{seconds:.1f} s", share, ended)
     if table.row_count:
         console.print(table)
 
@@ -155,14 +178,10 @@ def markdown_table(results: Results) -> str:
     return "\n".join(parts)
 
 
-def save(results: Results, path: Path, command: str) -> None:
-    """Write the results as JSON, with what is needed to get them again.
-
-    The command is stored as it is: give it as a reader would type it.
-    """
+def save(results: Results, path: Path) -> None:
+    """Write the results as JSON, with the versions of this call."""
     libraries = ("numpy", "scipy", "scikit-learn", "torch")
     record = {
-        "command": command,
         "versions": {
             "python": platform.python_version(),
             "ssot": ssot.__version__,
@@ -180,6 +199,11 @@ def save(results: Results, path: Path, command: str) -> None:
 def load(path: Path) -> Results:
     """Return the results of a file that `save` wrote."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["results"]
-    except (ValueError, KeyError, TypeError) as error:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        runs = [run for of_data in results.values() for run in chain(*of_data.values())]
+        lacking = [key for key in NEEDED if any(key not in run for run in runs)]
+        if lacking:
+            raise KeyError(*lacking)
+        return results
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a file of results ({error!r}); delete it") from error

@@ -1,7 +1,8 @@
 """Where a training starts: plain features, their neighbour graph, and clusters for each head."""
 
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +28,7 @@ TRIALS = 5  # of each weighting; their modularity varies by about 0.002 of itsel
 TOLERATED_LOSS = 0.004  # of modularity, for small clusters that all count alike
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
     """What is known before the training, the same for all methods.
 
@@ -41,6 +42,8 @@ class Start:
         (N, D), not learned.
     graph
         Semantic graph of the features.
+    clusters_seconds
+        Time that `clusters` took, once they are made.
     """
 
     data: Dataset
@@ -48,6 +51,7 @@ class Start:
     heads: int
     features: np.ndarray
     graph: csr_array
+    clusters_seconds: float = field(default=0.0, init=False)
 
     @cached_property
     def clusters(self) -> list[np.ndarray]:
@@ -55,12 +59,15 @@ class Start:
 
         Many small k-means clusters, of a seed for each head, are merged.
         """
-        smooth, n_classes = smoothed(self.features, self.graph), self.data.n_classes
+        began, n_classes = time.perf_counter(), self.data.n_classes
+        smooth = smoothed(self.features, self.graph)
         power = power_of_sizes(smooth, self.graph, n_classes)
-        return [
+        found = [
             merged(small_clusters(smooth, n_classes, own), smooth, self.graph, n_classes, power)
             for own in range(self.seed * self.heads, (self.seed + 1) * self.heads)
         ]
+        self.clusters_seconds = time.perf_counter() - began
+        return found
 
 
 def start(data: Dataset, heads: int, seed: int) -> Start:

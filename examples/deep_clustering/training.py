@@ -21,7 +21,7 @@ from torch.nn.functional import normalize, one_hot
 from ssot.training import AdaptivePrior, PseudoLabeler, soft_cross_entropy
 
 from .methods import Method
-from .networks import ClusterNetwork, small_convolutional_trunk
+from .networks import ClusterNetwork, read_state, small_convolutional_trunk
 from .selection import modularity
 from .starts import Start
 from .views import disturbed
@@ -73,8 +73,8 @@ class Settings:
             )
 
 
-class OtherRunError(ValueError):
-    """A checkpoint is of another run."""
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or of another run."""
 
 
 @dataclass
@@ -85,7 +85,8 @@ class History:
     objective: list[float] = field(default_factory=list)  # mean over the heads
     accuracy: list[float] = field(default_factory=list)  # for whoever knows the labels to fill in
     statuses: dict[str, int] = field(default_factory=dict)  # how many solves ended how
-    seconds: float = 0.0
+    start_seconds: float = 0.0  # for the clusters to start at, whoever had them made
+    seconds: float = 0.0  # for all rounds
     labelling_seconds: float = 0.0  # therein
 
 
@@ -112,9 +113,12 @@ class Training:
     ) -> None:
         """Train to the end; where a checkpoint exists, from there on."""
         if checkpoint is not None and checkpoint.exists():
-            self.load_state_dict(torch.load(checkpoint, self.inputs.device, weights_only=True))
+            self._go_on_from(checkpoint)
         elif self.round == 0:
-            self._begin_at(self._begin.clusters)
+            clusters, began = self._begin.clusters, time.perf_counter()
+            self._begin_at(clusters)
+            learning = time.perf_counter() - began
+            self.history.start_seconds = self._begin.clusters_seconds + learning
         while self.round < self.settings.rounds:
             self._train_round()
             if on_round is not None:
@@ -146,10 +150,12 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a run of the same data, method, settings and seed."""
+        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+            raise CheckpointError("the checkpoint is not of a training: delete it (--restart)")
         theirs, own = state["made_with"], self._made_with()
         different = [name for name in theirs | own if theirs.get(name) != own.get(name)]
         if different:
-            raise OtherRunError(
+            raise CheckpointError(
                 f"the checkpoint is of a run with {_listed(theirs, different)}; this one has "
                 f"{_listed(own, different)}: delete it (--restart) or go on with the same"
             )
@@ -159,6 +165,13 @@ class Training:
         self.labeler.load_state_dict(state["labeler"])
         self.random.set_state(state["random"].cpu())
         self.history = History(**state["history"])
+
+    def _go_on_from(self, checkpoint: Path) -> None:
+        try:
+            state = read_state(checkpoint, self.inputs.device)
+        except ValueError as error:
+            raise CheckpointError(f"{error}: delete it (--restart)") from error
+        self.load_state_dict(state)
 
     def _made_with(self) -> dict[str, Any]:
         return {

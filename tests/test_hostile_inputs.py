@@ -457,7 +457,7 @@ OPTIONS = [
     *each_refused("on_failure", "'warn'", ["warm", None]),
     *each_refused("backend", "'numpy'", ["nunpy", None]),
     *each_refused("callback", "callable|function", [3], TypeError),
-    *each_refused("init", "returned by solve", ["warm", object()], TypeError),
+    *each_refused("init", "returned by solve", ["warm", ...], TypeError),
     *each_refused("init", "4 prices", [[[0.1]], [0.1, 0.2, 0.3]]),
     *each_refused("init", "finite", [[0, nan, 0, 0], [0, 0, 0, inf], [1e308, 1e308, 0, 0]]),
     right("init prices", graph=RING, rho=0.3, init=[0.1, -0.2, 0.3, -inf]),

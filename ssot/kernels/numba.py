@@ -59,7 +59,7 @@ class NumbaKernel(NumpyKernel):
     def __init__(self, bound: Bound) -> None:
         cost = _frozen(bound.cost)
         super().__init__(bound._replace(cost=cost, sample_weight=_frozen(bound.sample_weight)))
-        self._lacks_rows = False
+        self._lacks_rows = bound.ranks.size > 1
         rows, classes = cost.shape
         self._groups = max(1, min(LARGEST_GROUPS, rows, cost.size // SMALLEST_GROUP))
         self._is_dense = classes < LARGEST_DENSE

@@ -16,13 +16,14 @@ from ssot.arrays import isolated, to_number, to_place
 from ssot.batch import SolutionBatch, is_batch, problems_of, split_arguments, split_init
 from ssot.certificate import certify
 from ssot.gradients import refuse_gradients, with_gradients
-from ssot.kernels import Plan, make_kernel
+from ssot.kernels import Plan
+from ssot.kernels.select import make_kernels
 from ssot.lockstep import run
 from ssot.mm import Limits, minimise
 from ssot.problem import Problem
 from ssot.ranks import ranks_of
 from ssot.solution import Solution
-from ssot.start import start_from
+from ssot.start import starts_from
 from ssot.status import ConvergenceWarning, Progress
 from ssot.streaming.source import RowBlocks
 
@@ -237,12 +238,14 @@ def _solve_together(
     """Return the solutions of problems of one shape."""
     began = time.perf_counter()
     callback = _agreed_callback(problems[0], limits, callback)
-    kernels = [make_kernel(problem, backend) for problem in problems]
+    kernels = make_kernels(problems, backend)
     with isolated(problems[0].place), isolated(kernels[0].place):
+        starts = starts_from(inits, problems, kernels[0].place)
+        callbacks = _callbacks(callback, len(problems))
         outcomes = run(
-            minimise(problem, kernel, limits, start_from(init, problem, kernel.place), told)
-            for problem, kernel, init, told in zip(
-                problems, kernels, inits, _callbacks(callback, len(problems)), strict=True
+            minimise(problem, kernel, limits, start, told)
+            for problem, kernel, start, told in zip(
+                problems, kernels, starts, callbacks, strict=True
             )
         )
         certificates = [certify(*pair) for pair in zip(problems, outcomes, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,17 +17,23 @@ from ssot.streaming.cost import row_blocks
 from ssot.streaming.plan import StreamedPlan
 
 
-def start_from(init: Solution | ArrayLike | None, problem: Problem, place: Place) -> Start:
-    """Return where to start a problem, with a plan in the given place.
+def starts_from(
+    inits: Sequence[Solution | ArrayLike | None], problems: Sequence[Problem], place: Place
+) -> list[Start]:
+    """Return where to start problems of the same ranks, with plans in the given place.
 
     A plan is used where all ranks have one of their rows.
     """
 
-    def find() -> tuple[Start, tuple[bool, bool, bool]]:
-        start = _own_start(init, problem, place)
-        return start, (start.prices is None, start.plan is None, start.is_feasible)
+    def find() -> tuple[list[Start], list[tuple[bool, bool, bool]]]:
+        starts = [_own_start(*pair, place) for pair in zip(inits, problems, strict=True)]
+        return starts, [(s.prices is None, s.plan is None, s.is_feasible) for s in starts]
 
-    start, of_ranks = problem.ranks.share(find)
+    starts, told = problems[0].ranks.share(find)
+    return [_agreed(*pair) for pair in zip(starts, zip(*told, strict=True), strict=True)]
+
+
+def _agreed(start: Start, of_ranks: Sequence[tuple[bool, bool, bool]]) -> Start:
     is_cold, lacks_plan, is_feasible = zip(*of_ranks, strict=True)
     if any(is_cold) != all(is_cold):
         raise ValueError("init must be given on all ranks or on none; leave it out to start cold")

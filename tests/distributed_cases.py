@@ -11,6 +11,15 @@ import ssot
 
 TOL = 1e-11
 
+FAR_CASES = (
+    "graph, torch",
+    "many classes, torch",
+    "linear_1",
+    "no rows in the middle",
+    "many classes, no rows in the middle",
+    "no slack entropy, torch",
+)
+
 
 @dataclass
 class Case:
@@ -68,6 +77,12 @@ def cases():
     many = 3.0 * rng.gumbel(size=(700, 150))
     for backend in ("numpy", "numba", "torch"):
         found[f"many classes, {backend}"] = Case(many, options={"rho": 0.4}, backend=backend)
+    found["many classes, no rows in the middle"] = Case(
+        many, options={"rho": 0.4}, shares=(0.6, 0.0, 0.4, 0.0), backend="numba"
+    )
+    for backend in ("numpy", "numba", "torch"):
+        options = {"rho": 0.4, "slack_entropy": False}
+        found[f"no slack entropy, {backend}"] = Case(many[:, :20], None, options, backend=backend)
     found["many rows"] = Case(2.0 * rng.gumbel(size=(40_000, 12)), options={"rho": 0.2})
     return found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from distributed_cases import TOL, cases
+from distributed_cases import FAR_CASES, TOL, cases
 from scipy import sparse
 
 import ssot
@@ -99,16 +99,22 @@ def everyone(value):
 
 
 def far(rank, size, group):
-    """Solve as on devices that are far from the host."""
+    """Solve as on devices that are far from the host, from memory and from blocks of rows."""
     from ssot.kernels import torch as backend
 
     near, backend._is_far = backend._is_far, lambda kernel: True
     try:
-        names = ("graph, torch", "many classes, torch", "linear_1", "no rows in the middle")
-        given = {name: own_rows(name, rank, size) | {"backend": "torch"} for name in names}
-        return {
-            name: told(ssot.solve(**arguments, group=group)) for name, arguments in given.items()
-        }
+        found = {}
+        for name in FAR_CASES:
+            arguments = own_rows(name, rank, size) | {"backend": "torch"}
+            found[name] = told(ssot.solve(**arguments, group=group))
+            if len(arguments["cost"]):
+                arguments["cost"] = ssot.RowBlocks(arguments["cost"], rows=50)
+            found[f"{name}, streamed"] = told(ssot.solve(**arguments, group=group))
+        backend._is_far = lambda kernel: rank > 0
+        arguments = own_rows("many classes, torch", rank, size)
+        found["the first alone is near"] = told(ssot.solve(**arguments, group=group))
+        return found
     finally:
         backend._is_far = near
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -16,7 +17,7 @@ import pytest
 
 pytest.importorskip("torch", reason="process groups need Torch")
 
-from distributed_cases import TOL, cases
+from distributed_cases import FAR_CASES, TOL, cases
 from tolerances import TOLERANCES
 
 import ssot
@@ -120,12 +121,17 @@ def test_every_form_of_the_graph(found):
         assert_same([rank["forms"][form] for rank in found], expected, 1e-8)
 
 
-@pytest.mark.parametrize(
-    "name", ["graph, torch", "many classes, torch", "linear_1", "no rows in the middle"]
-)
-def test_directions_found_far_from_the_host(found, name):
-    answers = [rank["far"][name] for rank in found]
+@pytest.mark.parametrize("how", ["", ", streamed"])
+@pytest.mark.parametrize("name", FAR_CASES)
+def test_directions_found_far_from_the_host(found, name, how):
+    answers = [rank["far"][name + how] for rank in found]
     assert_same(answers, whole(name, backend="torch"), CASES[name].value_tol)
+
+
+def test_ranks_on_devices_of_two_kinds(found):
+    answers = [rank["far"]["the first alone is near"] for rank in found]
+    name = "many classes, torch"
+    assert_same(answers, whole(name), CASES[name].value_tol)
 
 
 @pytest.mark.parametrize("name", ["weighted", "graph, numpy", "masked", "many classes, numpy"])
@@ -337,6 +343,25 @@ def test_the_example_trains_on_two_processes():
     assert process.returncode == 0, output
     assert "CONVERGED" in output
     assert float(re.search(r"NMI ([\d.]+)", output).group(1)) > 0.6
+
+
+def test_a_rank_without_mass_for_some_class_makes_no_pass_twice(monkeypatch):
+    """On one rank a pass is made again with all that it left out; on others there may be mass."""
+    pytest.importorskip("numba", reason="the other kernels leave nothing out")
+    from ssot.kernels import compiled, numba
+    from ssot.kernels.protocol import Bound
+
+    passes, run = [], numba.run
+    monkeypatch.setattr(
+        numba, "run", lambda *a, **options: (passes.append(a[0]), run(*a, **options))
+    )
+    cost = np.random.default_rng(0).gumbel(size=(200, 150))
+    cost[:, 75:] += 100.0
+    for size, expected in ((1, 2), (2, 1)):
+        bound = Bound(cost, np.full(200, 1 / 400), None, 0.0, 0.0, ranks=SimpleNamespace(size=size))
+        passes.clear()
+        numba.NumbaKernel(bound).row_pass(None, np.zeros(151), 0.1, None)
+        assert passes.count(compiled.large_entries) == expected
 
 
 def test_gradients_are_refused():

@@ -30,10 +30,28 @@ class ShardedKernel:
 
     Matrices and plans are those of its rows; sums are those of all. An operation on several
     problems takes one exchange.
+
+    Parameters
+    ----------
+    own : Kernel
+    problem : Problem
+    samples : int
+        How many rows all ranks have.
+    kept_every : int, optional
+        See `Kernel`.
+    sums_there : bool
+        Whether the kernels of all ranks add up the sums of a row pass where they are. One without
+        rows, or on another kind of device than others, may be unable to.
     """
 
     def __init__(
-        self, own: Kernel, problem: Problem, samples: int, kept_every: int | None = None
+        self,
+        own: Kernel,
+        problem: Problem,
+        samples: int,
+        kept_every: int | None = None,
+        *,
+        sums_there: bool,
     ) -> None:
         self.name = own.name
         self.place = own.place
@@ -43,6 +61,7 @@ class ShardedKernel:
         self.adds_up = True
         self.kept_every = kept_every
         self.own = own
+        self.sums_there = sums_there
         self._problem = problem
         self.ranks = cast(GroupRanks, problem.ranks)
 
@@ -107,7 +126,9 @@ class ShardedKernel:
     def sample(self, product: Matrix | None, every: int) -> tuple[Kernel, Matrix | None]:
         """See `Kernel`; of each rank's rows."""
         own, its_product = self.own.sample(product, every)
-        return type(self)(own, self._problem, self.samples // every), its_product
+        samples = self.samples // every
+        sampled = type(self)(own, self._problem, samples, sums_there=self.sums_there)
+        return sampled, its_product
 
     def typical_spread(self, product: Matrix | None) -> float:
         """See `Kernel`; the mean over the ranks, as their rows count."""
@@ -185,10 +206,10 @@ class _AtPrices(_OwnArguments):
 
 class _RowPass(_AtPrices):
     def own_arguments(self, kernel: ShardedKernel, arguments: Any) -> tuple[Any, ...]:
-        return tuple(arguments) if kernel.own.adds_up else (*arguments[:3], None)
+        return tuple(arguments) if kernel.sums_there else (*arguments[:3], None)
 
     def numbers(self, answer: Any, kernel: ShardedKernel, arguments: Any) -> Vector:
-        if kernel.own.adds_up:
+        if kernel.sums_there:
             return np.zeros(0)
         sums, coupling = answer
         columns = len(sums.column_mass)
@@ -196,7 +217,7 @@ class _RowPass(_AtPrices):
         return np.concatenate([matrix[np.triu_indices(columns)], _of_rows(sums)])
 
     def answer(self, total: Vector, own: Any, kernel: ShardedKernel) -> tuple[RowSums, Coupling]:
-        if kernel.own.adds_up:
+        if kernel.sums_there:
             sums, coupling = own
             is_dense = isinstance(coupling, DenseCoupling)
             return sums, SharedCoupling(coupling.overlap, kernel.ranks) if is_dense else coupling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from ssot.adjacency import graph_in
@@ -35,7 +35,12 @@ def check_backend(backend: str) -> None:
 
 
 def make_kernel(problem: Problem, backend: str) -> Kernel:
-    """Return the kernel of the named backend, bound to the problem's arrays on all ranks.
+    """Return the kernel of the named backend, bound to the problem's arrays on all ranks."""
+    return make_kernels([problem], backend)[0]
+
+
+def make_kernels(problems: Sequence[Problem], backend: str) -> list[Kernel]:
+    """Return the kernels of problems of the same ranks, which take one exchange for all of them.
 
     Raises
     ------
@@ -44,22 +49,23 @@ def make_kernel(problem: Problem, backend: str) -> Kernel:
     RuntimeError
         If the backend cannot be used here.
     """
-    if problem.ranks.size == 1:
-        return _own_kernel(problem, backend)
+    ranks = problems[0].ranks
+
+    def find() -> tuple[list[Kernel], list[tuple[int, bool]]]:
+        kernels = [_own_kernel(problem, backend) for problem in problems]
+        return kernels, [(kernel.kept_every or 0, kernel.adds_up) for kernel in kernels]
+
+    kernels, told = ranks.share(find)
+    if ranks.size == 1:
+        return kernels
     from ssot.distributed import ShardedKernel
 
-    def find() -> tuple[Kernel, tuple[int, bool]]:
-        kernel = _own_kernel(problem, backend)
-        return kernel, (kernel.kept_every or 0, kernel.adds_up)
-
-    own, told = problem.ranks.share(find)
-    kept_every, adds_up = zip(*told, strict=True)
-    if len(set(adds_up)) > 1:
-        raise ValueError(
-            "cost must be on the same kind of device on all ranks, and not streamed on some alone; "
-            "move the rows of all ranks to the GPU, or to the CPU"
-        )
-    return ShardedKernel(own, problem, problem.totals.samples, max(kept_every) or None)
+    sharded: list[Kernel] = []
+    for own, problem, of_ranks in zip(kernels, problems, zip(*told, strict=True), strict=True):
+        kept_every, adds_up = zip(*of_ranks, strict=True)
+        samples, every = problem.totals.samples, max(kept_every) or None
+        sharded.append(ShardedKernel(own, problem, samples, every, sums_there=all(adds_up)))
+    return sharded
 
 
 def _own_kernel(problem: Problem, backend: str) -> Kernel:

@@ -178,6 +178,14 @@ def test_runs_that_are_there_are_not_repeated_and_changed_ones_are(call, folder,
     assert made == [("features", "k-means", 0)]
 
     made.clear()
+    changed = own("other.npz", sizes=(20, 10, 5))
+    for _ in range(2):
+        call("features", "--root", changed, "--methods", "k-means", "--seeds", "1")
+    assert made == [("features", "k-means", 0)]
+    run = record(folder)["results"]["features"]["k-means"][-1]
+    assert run["true_class_sizes"] == [20, 10, 5]
+
+    made.clear()
     call(*some, "--seeds", "1", "--restart")
     assert made == [("features", "k-means", 0), ("features", "UOT", 0)]
     assert set(record(folder)["results"]["features"]) == {"k-means", "UOT"}
@@ -361,6 +369,9 @@ def test_what_the_loaders_refuse_is_said_in_one_line(call, own, capsys, tmp_path
     assert "'sift'" in refusal(capsys, call, "digits", "--features", "sift")
     two = own("two.npz", sizes=(20, 10))
     assert "give --classes" in refusal(capsys, call, "features", "--root", two)
+    equal = own("equal.npz", sizes=(1, 1), has_labels=False)
+    of_two = ["features", "--root", equal, "--classes", "2", "--methods", "UOT"]
+    assert "2 distinct directions or more" in refusal(capsys, call, *of_two)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert "pip install Django" in refusal(capsys, call, "languages")
 

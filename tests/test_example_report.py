@@ -156,6 +156,12 @@ def test_the_start_is_that_of_the_head_which_the_graph_agrees_with_most():
     np.testing.assert_array_equal(BASELINES["merged k-means (the start)"](begin), labels)
 
 
+@pytest.mark.parametrize("method", BASELINES)
+def test_as_many_clusters_as_samples_are_fine(method):
+    features = np.random.default_rng(0).standard_normal((12, 5))
+    assert sorted(cluster(method, features, 12)) == list(range(12))
+
+
 # Report
 
 

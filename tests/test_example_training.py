@@ -16,6 +16,7 @@ from examples.deep_clustering.data import Dataset, load  # noqa: E402
 from examples.deep_clustering.methods import METHODS  # noqa: E402
 from examples.deep_clustering.metrics import scores  # noqa: E402
 from examples.deep_clustering.starts import (  # noqa: E402
+    IndistinctError,
     connected_graph,
     merged,
     small_clusters,
@@ -161,8 +162,22 @@ def test_samples_may_be_there_many_times_but_not_all_be_the_same():
     assert set(train(begin).clusters()) <= set(range(5))
 
     constant = dataclasses.replace(data, inputs=np.ones_like(data.inputs))
-    with pytest.raises(ValueError, match=r"blobs must have 5 distinct samples or more.*got 1"):
+    with pytest.raises(IndistinctError, match=r"5 distinct directions or more.*class; got 1"):
         start(constant, heads=2, seed=0)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_samples_on_a_line_have_two_directions(rows):
+    line = np.linspace(-1, 1.3, rows)[:, None] * [0.3, -0.7, 0.2]
+    data = Dataset("line", line.astype(np.float32), None, ("a", "b", "c"))
+    with pytest.raises(IndistinctError, match=r"3 distinct directions or more.*got 2"):
+        start(data, heads=2, seed=0)
+
+
+def test_samples_that_smoothing_makes_equal_are_refused():
+    data = Dataset("two", np.eye(2, dtype=np.float32), None, ("a", "b"))
+    with pytest.raises(IndistinctError, match=r"2 distinct directions or more.*got 1"):
+        assert start(data, heads=2, seed=0).clusters
 
 
 # Training

@@ -29,9 +29,10 @@ from tqdm import tqdm
 from . import pictures, report
 from .baselines import BASELINES
 from .data import LOADERS, Dataset, check_options, load
+from .features import file_identity
 from .methods import METHODS
 from .metrics import scores
-from .starts import Start, start
+from .starts import IndistinctError, Start, start
 from .training import CheckpointError, Settings, Training
 
 PROGRAM = "python -m examples.deep_clustering"
@@ -134,10 +135,14 @@ def load_data(name: str, seed: int, options: argparse.Namespace) -> Dataset:
 def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return what a run depends on besides data set, method and seed."""
     data = {name: getattr(options, name) for name in ("features", "classes", "imbalance")}
-    files = {name: getattr(options, name) for name in ("root", "checkpoint")}
+    paths = {name: getattr(options, name) for name in ("root", "checkpoint")}
     return {
         **data,
-        **{name: str(path) for name, path in files.items() if path is not None},
+        **{
+            name: file_identity(path) if path.is_file() else str(path)
+            for name, path in paths.items()
+            if path is not None
+        },
         **(METHODS[method].settings() if method in METHODS else {}),
         **(asdict(options.training) if method in METHODS else {}),
     }
@@ -169,8 +174,7 @@ def cluster(
     checkpoint = checkpoint_of(begin, method, options)
     if options.restart:
         checkpoint.unlink(missing_ok=True)
-    with one_line_errors(CheckpointError):
-        training.run(checkpoint, follow)
+    training.run(checkpoint, follow)
     told = asdict(training.history)
     return training.clusters(), {
         "start_seconds": told.pop("start_seconds"),
@@ -236,7 +240,8 @@ def run_all(options: argparse.Namespace, command: str) -> report.Results:
                 begin = start(load_data(name, seed, options), options.training.heads, seed)
             for method in missing:
                 bar.set_postfix_str(f"{name}, {method}")
-                run = {**make_run(begin, method, options, bar), "command": command}
+                with one_line_errors(CheckpointError, IndistinctError):
+                    run = {**make_run(begin, method, options, bar), "command": command}
                 runs[method][:] = [known for known in runs[method] if known["seed"] != seed] + [run]
                 report.save(stored, path)
                 checkpoint_of(begin, method, options).unlink(missing_ok=True)

@@ -24,8 +24,13 @@ WEIGHT_FLOOR = 1e-6  # of an edge: an outlier without edges has no place in a sp
 SMOOTHING_STEPS = 4
 SMALL_CLUSTERS = 20  # for each class
 FEWEST_SAMPLES = 3  # in a small cluster, on average
+DECIMALS = 5  # of directions that tell samples apart; float32 has two more
 TRIALS = 5  # of each weighting; their modularity varies by about 0.002 of itself
 TOLERATED_LOSS = 0.004  # of modularity, for small clusters that all count alike
+
+
+class IndistinctError(ValueError):
+    """The samples do not differ enough for the number of classes."""
 
 
 @dataclass
@@ -73,13 +78,18 @@ class Start:
 def start(data: Dataset, heads: int, seed: int) -> Start:
     """Return the features and the graph of a data set, and where each head starts."""
     features = plain_features(data, seed)
-    distinct = len(np.unique(features, axis=0))
-    if distinct < data.n_classes:
-        raise ValueError(
-            f"{data.name} must have {data.n_classes} distinct samples or more, one for each "
-            f"class; got {distinct}"
-        )
+    check_distinct(normalize(features).round(DECIMALS), data.n_classes)
     return Start(data, seed, heads, features, connected_graph(features, data.n_classes))
+
+
+def check_distinct(samples: np.ndarray, n_classes: int) -> None:
+    """Refuse fewer distinct samples, rows or numbers, than classes."""
+    distinct = len(np.unique(samples, axis=0))
+    if distinct < n_classes:
+        raise IndistinctError(
+            f"the samples must have {n_classes} distinct directions or more, one for each class; "
+            f"got {distinct}"
+        )
 
 
 def plain_features(data: Dataset, seed: int) -> np.ndarray:
@@ -122,6 +132,7 @@ def small_clusters(features: np.ndarray, n_classes: int, seed: int) -> np.ndarra
         # Fewer than asked for are found where many samples are the same.
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
         found = KMeans(small, n_init=1, max_iter=20, random_state=seed).fit_predict(features)
+    check_distinct(found, n_classes)  # smoothing may make samples equal, where there are few
     return np.unique(found, return_inverse=True)[1]
 
 

@@ -83,6 +83,8 @@ def test_numbers_in_place_of_schedules():
     labels = labeler(*next(batches(1)))
     assert (labels.rho, labels.semantic_weight) == (0.3, 1.5)
     assert labels.solutions[0].problem.semantic_weight == 1.5
+    published = PseudoLabeler(4, graph=GRAPH, semantic_weight=None)(*next(batches(1)))
+    assert published.semantic_weight == pytest.approx(0.2 * 12)
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
@@ -224,6 +226,20 @@ def test_a_batch_that_cannot_be_solved_is_not_remembered(spoil, message):
     assert labeler.step == 1
 
 
+@pytest.mark.parametrize("wrong", [None, "half", 0.0, 1.5, np.nan])
+def test_a_batch_with_a_wrong_rho_is_not_remembered(wrong):
+    labeler = PseudoLabeler(3, capacity=30, ramp=lambda progress: wrong)
+    with pytest.raises((TypeError, ValueError), match="ramp must be"):
+        labeler(*next(batches(1)))
+    assert (len(labeler.bank), labeler.step) == (0, 0)
+
+
+def test_a_wrong_semantic_weight_is_named():
+    labeler = PseudoLabeler(3, graph=GRAPH, semantic_weight=lambda rho, samples: "strong")
+    with pytest.raises(TypeError, match="semantic_weight must be a number"):
+        labeler(*next(batches(1)))
+
+
 def test_samples_that_the_graph_does_not_have_are_not_remembered():
     labeler = PseudoLabeler(3, capacity=30, graph=GRAPH)
     logits, ids = next(batches(1))
@@ -298,13 +314,34 @@ def test_nothing_of_the_size_of_all_pairs_is_made():
     assert labels.targets.shape == (12, CLASSES)
 
 
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ({"total_steps": 0}, ValueError, "total_steps must be 1 or above"),
+        ({"capacity": 0}, ValueError, "capacity must be 1 or above"),
+        ({"graph": GRAPH.toarray()}, TypeError, "dense"),
+        ({"ramp": None}, TypeError, "ramp must be a number, got None"),
+        ({"ramp": 2.0}, ValueError, r"ramp must be in \(0, 1\], got 2.0"),
+        ({"semantic_weight": "strong"}, TypeError, "semantic_weight must be a number"),
+        ({"semantic_weight": -1.0}, ValueError, "semantic_weight must be finite, 0 or above"),
+        ({"kl_weight": "soft"}, TypeError, "kl_weight must hold real numbers"),
+        ({"kl_weight": [1.0, 0.0]}, ValueError, "kl_weight must be above 0"),
+        ({"epsilon": -1}, ValueError, "epsilon must be a number above 0"),
+        ({"epsilon": None}, TypeError, "epsilon must be a number, got None"),
+        ({"slack_entropy": "no"}, TypeError, "slack_entropy must be True or False"),
+        ({"prior": "abc"}, TypeError, "prior must hold real numbers"),
+        ({"prior": [0.5, 0.4]}, ValueError, "prior must sum to 1"),
+        ({"tol": 0}, ValueError, "tol must be a finite number above 0"),
+        ({"backend": "jax"}, ValueError, "backend must be one of"),
+        ({"on_failure": "explode"}, ValueError, "on_failure must be one of"),
+    ],
+)
+def test_what_a_labeler_is_not_made_of(argument, error, message):
+    with pytest.raises(error, match=message):
+        PseudoLabeler(**{"total_steps": 1} | argument)
+
+
 def test_what_a_labeler_refuses():
-    with pytest.raises(ValueError, match="total_steps must be 1 or above"):
-        PseudoLabeler(0)
-    with pytest.raises(ValueError, match="capacity must be 1 or above"):
-        PseudoLabeler(1, capacity=0)
-    with pytest.raises(TypeError, match="dense"):
-        PseudoLabeler(1, graph=GRAPH.toarray())
     with pytest.raises(ValueError, match="heads=2"):
         PseudoLabeler(1, prior=AdaptivePrior(CLASSES))(*next(batches(1, leading=(2,))))
     with pytest.raises(ValueError, match="at most capacity"):

@@ -10,15 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy import sparse
 from torch import Tensor
 
 from ssot.adjacency import Edges, GraphLike, GraphRows, graph_in
 from ssot.arrays import HOST, isolated, place_of, to_numpy
 from ssot.batch import SolutionBatch
+from ssot.checks import (
+    class_strengths,
+    distribution,
+    positive_number,
+    semantic_strength,
+    switch,
+    transported_mass,
+)
+from ssot.kernels import check_backend
 from ssot.ranks import ranks_of
 from ssot.schedule import semantic_weight as published_semantic_weight
 from ssot.schedule import sigmoid_ramp
-from ssot.solve import OnFailure, solve
+from ssot.solve import OnFailure, check_on_failure, checked_tolerance, solve
 from ssot.subgraph import between, graph_rows, require_range, restricted, row_count
 from ssot.training.checks import checked_batch, checked_count
 from ssot.training.memory import MemoryBank
@@ -75,9 +85,10 @@ class PseudoLabeler:
         `restrict_graph`. For logits on a device best a tensor there. Not copied: do not change it.
     ramp : callable or float
         Maps the progress to rho, or is rho. Default `sigmoid_ramp` (published).
-    semantic_weight : callable or float
+    semantic_weight : callable, float or None
         Maps rho and the number of samples solved for to the strength of the graph, or is that
-        strength. Default `ssot.semantic_weight` (published).
+        strength; None is 0.2 for each of those samples, as in `solve`. Default
+        `ssot.semantic_weight` (published).
     kl_weight : float or (K,) array
         See `solve`. Default 1 (published).
     epsilon : float
@@ -121,7 +132,7 @@ class PseudoLabeler:
         capacity: int | None = None,
         graph: GraphLike | None = None,
         ramp: Callable[[float], float] | float = sigmoid_ramp,
-        semantic_weight: Callable[[float, int], float] | float = published_semantic_weight,
+        semantic_weight: Callable[[float, int], float] | float | None = published_semantic_weight,
         kl_weight: ArrayLike = 1.0,
         epsilon: float = 0.1,
         slack_entropy: bool = True,
@@ -137,13 +148,24 @@ class PseudoLabeler:
         self.prior = prior
         self._ranks = ranks_of(group)
         self._rows = None if graph is None else _prepared(graph, on_host=self._ranks.size > 1)
-        self._ramp, self._semantic_weight = ramp, semantic_weight
+        self._ramp = ramp if callable(ramp) else transported_mass(ramp, "ramp")
+        self._semantic_weight = semantic_weight
+        if not callable(semantic_weight):
+            _strength(semantic_weight, samples=1)
+        # The first logits tell whether there are as many classes as entries.
+        smoothing, strengths = positive_number(epsilon, "epsilon"), to_numpy(kl_weight, "kl_weight")
+        class_strengths(strengths, strengths.size, smoothing)
+        if not (prior is None or isinstance(prior, AdaptivePrior)):
+            shares = to_numpy(prior, "prior")
+            distribution(shares, shares.size, "prior")
+        check_backend(backend)
+        check_on_failure(on_failure)
         # Lists suit logits on any device.
         self._options = {
-            "kl_weight": to_numpy(kl_weight, "kl_weight").tolist(),
-            "epsilon": epsilon,
-            "slack_entropy": slack_entropy,
-            "tol": tol,
+            "kl_weight": strengths.tolist(),
+            "epsilon": smoothing,
+            "slack_entropy": switch(slack_entropy, "slack_entropy"),
+            "tol": checked_tolerance(tol),
             "backend": backend,
             "on_failure": on_failure,
             "group": group,
@@ -175,30 +197,32 @@ class PseudoLabeler:
             If a solve fails and `on_failure` is "raise".
         """
         with isolated(place_of(logits)):
-            bank, held = self._ranks.share(lambda: self._remember(logits, ids))
+            (rho, bank), held = self._ranks.share(lambda: self._remember(logits, ids))
             return self._label(
-                logits.detach(), torch.as_tensor(ids, device=logits.device), bank, held
+                logits.detach(), torch.as_tensor(ids, device=logits.device), rho, bank, held
             )
 
-    def _remember(self, logits: Tensor, ids: Tensor) -> tuple[MemoryBank, Any]:
-        """Return the bank with the batch in it, and the samples that it holds."""
+    def _remember(self, logits: Tensor, ids: Tensor) -> tuple[tuple[float, MemoryBank], Any]:
+        """Return rho and the bank with the batch in it, and the samples that it holds."""
         ids = checked_batch(logits, ids)
         if self._rows is not None:
             require_range(ids, row_count(self._rows), "ids")
         _require_usable(logits)  # or they would stay in the bank
         self._prior_rows(tuple(logits.shape[:-2]))
+        progress = min((self.step + 1) / self.total_steps, 1.0)
+        ramp = self._ramp
+        rho = transported_mass(ramp(progress) if callable(ramp) else ramp, "ramp")
         bank = MemoryBank(len(ids)) if self.bank is None else self.bank
         bank.add(logits.detach(), ids)
-        return bank, bank.ids if self._ranks.size == 1 else bank.ids.numpy(force=True)
+        return (rho, bank), bank.ids if self._ranks.size == 1 else bank.ids.numpy(force=True)
 
     def _label(
-        self, logits: Tensor, ids: Tensor, bank: MemoryBank, held: Sequence[Any]
+        self, logits: Tensor, ids: Tensor, rho: float, bank: MemoryBank, held: Sequence[Any]
     ) -> PseudoLabels:
         """Solve for what the banks of all ranks hold."""
         leading, classes = tuple(logits.shape[:-2]), logits.shape[-1]
         samples = sum(map(len, held))
-        step = self.step + 1
-        rho, weight = self._scheduled(step, samples)
+        weight = self._weight(rho, samples)
         solutions: Any = solve(
             logits=bank.logits.reshape(-1, len(bank), classes),
             graph=self._graph_between(bank.ids, held) if weight else None,
@@ -211,9 +235,9 @@ class PseudoLabeler:
         rows = bank.positions(ids)
         plans = torch.stack([samples * solution.plan[rows] for solution in solutions])
         self._learn(solutions, leading)
-        self.step = step
+        self.step += 1
         targets = plans.reshape(logits.shape).to(logits.dtype)
-        return PseudoLabels(targets, solutions, bank.ids, step, rho, weight)
+        return PseudoLabels(targets, solutions, bank.ids, self.step, rho, weight)
 
     def _graph_between(self, own: Tensor, held: Sequence[Any]) -> Any:
         """Return the graph's rows of this rank's samples, with columns for those of all."""
@@ -259,14 +283,12 @@ class PseudoLabeler:
         self._leading = None if state["leading"] is None else tuple(state["leading"])
         self._prices = [None if p is None else p.to("cpu", copy=True) for p in state["prices"]]
 
-    def _scheduled(self, step: int, samples: int) -> tuple[float, float]:
-        """Return rho, and the semantic weight for a number of samples."""
-        progress = min(step / self.total_steps, 1.0)
-        rho = float(self._ramp(progress) if callable(self._ramp) else self._ramp)
+    def _weight(self, rho: float, samples: int) -> float:
+        """Return the semantic weight for a number of samples."""
         if self._rows is None:
-            return rho, 0.0
+            return 0.0
         weight = self._semantic_weight
-        return rho, float(weight(rho, samples) if callable(weight) else weight)
+        return _strength(weight(rho, samples) if callable(weight) else weight, samples)
 
     def _prior_rows(self, leading: tuple[int, ...]) -> list[Any] | None:
         """Return the prior of every problem, or of each: heads in order, and their views."""
@@ -303,6 +325,11 @@ class PseudoLabeler:
             masses = self._ranks.sum(own.numpy(force=True).ravel())
             heads = leading[0] if leading else 1
             self.prior.update(torch.from_numpy(masses.reshape(heads, -1, own.shape[1])))
+
+
+def _strength(value: Any, samples: int) -> float:
+    """Return a semantic weight, which `solve` checks again with its own graph and dtype."""
+    return semantic_strength(value, sparse.csr_array((1, 1)), np.empty(0), samples)
 
 
 def _prepared(graph: GraphLike, *, on_host: bool) -> GraphRows:

@@ -184,6 +184,26 @@ def test_a_state_of_another_labeler_is_refused():
         plain.load_state_dict(adaptive.state_dict())
 
 
+def test_of_a_refused_state_nothing_is_taken_over():
+    def make(seed, capacity=20, heads=2):
+        labeler = PseudoLabeler(9, capacity=capacity, prior=AdaptivePrior(CLASSES, heads=heads))
+        for batch in batches(1 + seed, leading=(heads,), seed=seed):
+            labeler(*batch)
+        return labeler
+
+    labeler, torn = make(0), make(1).state_dict()
+    del torn["prices"]
+    before = labeler.state_dict()
+    for state in (make(1, capacity=30).state_dict(), make(1, heads=1).state_dict(), torn):
+        with pytest.raises((ValueError, KeyError), match=r"capacity|heads|prices"):
+            labeler.load_state_dict(state)
+        after = labeler.state_dict()
+        assert (after["step"], after["leading"]) == (before["step"], before["leading"])
+        assert torch.equal(after["bank"]["ids"], before["bank"]["ids"])
+        assert torch.equal(after["prior"]["shares"], before["prior"]["shares"])
+        assert all(map(torch.equal, after["prices"], before["prices"]))
+
+
 def test_a_failure_is_told_and_does_not_spoil_the_next_step():
     first, second = batches(2)
     # Hard sizes that the mask of class 0 makes impossible: only sample 0 may join it.

@@ -260,7 +260,7 @@ class PseudoLabeler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a copy of a state, on the device that its tensors are on.
+        """Take over a copy of a state, on the device that its tensors are on; of a wrong one, none.
 
         Raises
         ------
@@ -278,10 +278,15 @@ class PseudoLabeler:
                     f"does{' not' * (part is None)}; make both with the same arguments"
                 )
             if part is not None:
+                part._require_own(state[name])
+        self.step, self._leading, self._prices = (
+            state["step"],
+            None if state["leading"] is None else tuple(state["leading"]),
+            [None if p is None else p.to("cpu", copy=True) for p in state["prices"]],
+        )
+        for name, part in parts.items():
+            if part is not None:
                 part.load_state_dict(state[name])
-        self.step = state["step"]
-        self._leading = None if state["leading"] is None else tuple(state["leading"])
-        self._prices = [None if p is None else p.to("cpu", copy=True) for p in state["prices"]]
 
     def _weight(self, rho: float, samples: int) -> float:
         """Return the semantic weight for a number of samples."""

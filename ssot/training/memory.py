@@ -157,12 +157,16 @@ class MemoryBank:
         ValueError
             If it is the state of a bank of another capacity.
         """
+        self._require_own(state)
+        self._take(state["logits"], state["ids"], state["next"])
+
+    def _require_own(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a bank of another capacity."""
         if state["capacity"] != self.capacity:
             raise ValueError(
                 f"state must be of a bank of capacity {self.capacity}, got one of "
                 f"{state['capacity']}; make the bank with capacity={state['capacity']}"
             )
-        self._take(state["logits"], state["ids"], state["next"])
 
     def _take(self, logits: Tensor | None, ids: Tensor, following: int) -> None:
         """Copy a state: the logits and ids by slot, and the slot that follows the newest entry."""

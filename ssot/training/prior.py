@@ -114,7 +114,11 @@ class AdaptivePrior:
         ValueError
             If it is the state of a prior of other heads or classes.
         """
+        self._require_own(state)
+        self._shares = state["shares"].to("cpu", torch.float64, copy=True)
+
+    def _require_own(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a prior of other heads or classes."""
         given, own = tuple(state["shares"].shape), tuple(self._shares.shape)
         if given != own:
             raise ValueError(f"state must be of a prior of (heads, K) = {own}, got one of {given}")
-        self._shares = state["shares"].to("cpu", torch.float64, copy=True)

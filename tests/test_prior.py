@@ -59,7 +59,6 @@ def test_an_adaptive_prior_learns_the_sizes_of_each_head():
     [
         (torch.ones(CLASSES), "heads, K"),
         (torch.ones(2, CLASSES), "heads, K"),
-        (torch.zeros(1, CLASSES), "not all 0"),
         (-torch.ones(1, CLASSES), "0 or above"),
         (torch.full((1, CLASSES), np.nan), "finite"),
         (torch.full((1, CLASSES), np.inf), "finite"),
@@ -70,6 +69,22 @@ def test_masses_that_are_refused(masses, message):
     with pytest.raises(ValueError, match=message):
         prior.update(masses)
     assert np.allclose(prior.value, 1 / CLASSES)
+
+
+def test_only_plans_of_successes_are_learnt_from():
+    prior = AdaptivePrior(CLASSES, heads=2, momentum=0.5, uniform=0.0)
+    prior.update(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]]))
+    before = prior.value
+    logits, ids = next(batches(1, leading=(2, 2)))
+    # One sample alone may join class 0, of a hard size: in both views of head 0, and in one of 1.
+    logits[[0, 0, 1], [0, 1, 0], 1:, 0] = -np.inf
+    hard = [np.inf, 1.0, 1.0, 1.0]
+    labeler = PseudoLabeler(4, ramp=1.0, kl_weight=hard, prior=prior, on_failure="return")
+    solutions = labeler(logits, ids).solutions
+    assert [status.is_success for status in solutions.status] == [False, False, False, True]
+    assert torch.equal(prior.value[0], before[0])
+    assert torch.allclose(prior.value[1], (before[1] + solutions[3].plan.sum(dim=0)) / 2)
+    assert not torch.allclose(prior.value[1], before[1])
 
 
 def test_settings_of_a_prior_that_are_refused():

@@ -96,8 +96,8 @@ class PseudoLabeler:
     slack_entropy : bool
         See `Problem`: with False sure samples are labelled wholly. Default True (published).
     prior : (K,) array or AdaptivePrior, optional
-        Class shares; an adaptive one, with as many heads as the logits, takes note of each call's
-        plans. Default uniform.
+        Class shares; an adaptive one, with as many heads as the logits, takes note of the plans of
+        each call whose solves succeeded. Default uniform.
     tol : float
         See `solve`. 1e-4 to 1e-2; default 1e-3, as labels need no more.
     backend : str
@@ -320,13 +320,13 @@ class PseudoLabeler:
         return [None if prices is None else prices.numpy() for prices in self._prices]
 
     def _learn(self, solutions: SolutionBatch, leading: tuple[int, ...]) -> None:
-        """Keep the prices, of successes alone, and the class sizes."""
+        """Keep the prices and the class sizes, of successes alone."""
         self._leading = leading
         self._prices = [
             solution.prices.cpu() if solution.status.is_success else None for solution in solutions
         ]
         if isinstance(self.prior, AdaptivePrior):
-            own = torch.stack([solution.plan.sum(dim=0).double() for solution in solutions])
+            own = torch.stack([s.plan.sum(dim=0).double() * s.status.is_success for s in solutions])
             masses = self._ranks.sum(own.numpy(force=True).ravel())
             heads = leading[0] if leading else 1
             self.prior.update(torch.from_numpy(masses.reshape(heads, -1, own.shape[1])))

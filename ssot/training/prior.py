@@ -82,12 +82,12 @@ class AdaptivePrior:
         ----------
         masses : (heads, K) or (heads, views, K) tensor
             Column masses, ``plan.sum(dim=-2)``, in any unit and on any device. Views of a head are
-            averaged.
+            averaged; a head whose masses are all 0 keeps its shares.
 
         Raises
         ------
         ValueError
-            If the shape is wrong, or a row is not finite, has negative entries or is all 0.
+            If the shape is wrong, or an entry is negative or not finite.
         """
         heads, classes = self._shares.shape
         if masses.ndim not in (2, 3) or (masses.shape[0], masses.shape[-1]) != (heads, classes):
@@ -98,9 +98,10 @@ class AdaptivePrior:
         with isolated(place_of(masses)):
             seen = masses.to("cpu", torch.float64).reshape(heads, -1, classes).mean(dim=1)
             total = seen.sum(dim=1, keepdim=True)
-            if not ((seen >= 0).all() and (total > 0).all() and total.isfinite().all()):
-                raise ValueError("masses must be finite, 0 or above, and not all 0 in a row")
-            self._shares = torch.lerp(seen / total, self._shares, self.momentum)
+            if not ((seen >= 0).all() and total.isfinite().all()):
+                raise ValueError("masses must be finite, and 0 or above")
+            learnt = torch.lerp(seen / total, self._shares, self.momentum)
+            self._shares = torch.where(total > 0, learnt, self._shares)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the state: numbers and tensors, as ``torch.save`` takes them."""

@@ -204,20 +204,31 @@ class Solution:
 
         Parameters
         ----------
-        out : array-like of shape (N, K)
-            What takes slices, such as a `numpy.memmap`, a dataset of h5py, an array of Zarr.
+        out : array or tensor of shape (N, K)
+            What takes slices of floating-point numbers, such as a `numpy.memmap`, a dataset of
+            h5py, an array of Zarr; on any device.
 
         Raises
         ------
+        TypeError
+            If `out` cannot take them.
         ValueError
             If `out` has another shape.
         """
-        shape = self.problem.cost.shape
-        if tuple(out.shape) != tuple(shape):
+        if not (hasattr(out, "shape") and hasattr(out, "__setitem__")):
+            raise TypeError(
+                f"out must be an array that takes slices, got {type(out).__name__}; `plan` is one"
+            )
+        if not _holds_floats(out):
+            raise TypeError(
+                f"out must hold floating-point numbers, got dtype {out.dtype}, which rounds the "
+                "masses to whole numbers"
+            )
+        shape = tuple(self.problem.cost.shape)
+        if tuple(out.shape) != shape:
             raise ValueError(f"out must have the shape of the plan, {shape}, got {out.shape}")
-        is_tensor = place_of(out).library == "torch"
         for block in self.blocks():
-            out[block.rows] = block.plan if is_tensor else to_place(block.plan, HOST)
+            out[block.rows] = to_place(block.plan, place_of(out))
 
     def predict(
         self,
@@ -290,3 +301,10 @@ class Solution:
         share = xp.where(weight > 0, mass / xp.where(weight > 0, weight, 1.0), 0.0)
         share = xp.where((weight > 0) & (slack == 0), 1.0, share)
         return xp.astype(xp.clip(share, max=1.0), found.matrix.dtype)
+
+
+def _holds_floats(out: Any) -> bool:
+    """Tell whether what takes slices takes floats; yes where it does not tell its dtype."""
+    if place_of(out).library == "torch":
+        return bool(out.dtype.is_floating_point)
+    return getattr(getattr(out, "dtype", None), "kind", "f") in "fV"  # V: bfloat16 of ml_dtypes

@@ -1,8 +1,11 @@
 """Costs that are read block by block give what arrays give, in bounded memory."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -320,6 +323,23 @@ def test_the_plan_is_written_to_a_file(tmp_path):
     assert distance(dataset[:], solution.plan) < 1e-6
     with pytest.raises(ValueError, match="shape of the plan"):
         solution.write_plan(np.zeros((70, 5)))
+    for dtype in (int, bool, complex):
+        with pytest.raises(TypeError, match="out must hold floating-point numbers, got dtype"):
+            solution.write_plan(np.zeros((70, 4), dtype))
+    with pytest.raises(TypeError, match="out must be an array that takes slices, got list"):
+        solution.write_plan([[0.0] * 4] * 70)
+
+
+def test_a_plan_is_written_to_arrays_of_either_library():
+    torch = pytest.importorskip("torch", reason="one of the libraries is Torch")
+    logits = logits_of(70, 4)
+    for array in (logits, torch.from_numpy(logits)):
+        solution = solve(logits=RowBlocks(array, rows=20), rho=0.4)
+        for out in (np.zeros((70, 4)), torch.zeros(70, 4, dtype=torch.float64)):
+            solution.write_plan(out)
+            np.testing.assert_array_equal(np.asarray(out), np.asarray(solution.plan))
+        with pytest.raises(TypeError, match=r"got dtype torch\.int64"):
+            solution.write_plan(torch.zeros(70, 4, dtype=torch.int64))
 
 
 def test_new_samples_are_labelled_from_blocks():
@@ -333,8 +353,14 @@ def test_new_samples_are_labelled_from_blocks():
         solution.predict(RowBlocks(cost, rows=20))
 
 
-def test_scratch_files_have_no_name(tmp_path):
-    seen = []
+def test_scratch_files_have_no_name(tmp_path, monkeypatch):
+    seen, folders, make = [], [], tempfile.TemporaryFile
+
+    def noted(**options):
+        folders.append(options["dir"])
+        return make(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", noted)
     source = RowBlocks(logits_of(70, 4), rows=20, scratch=tmp_path)
     solution = solve(
         logits=source,
@@ -346,6 +372,24 @@ def test_scratch_files_have_no_name(tmp_path):
     assert not any(seen)
     assert float(solution.plan.sum()) == pytest.approx(0.4, abs=1e-6)
     assert not list(tmp_path.iterdir())
+    assert len(folders) >= 3
+    assert set(folders) == {tmp_path}
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the disk is not asked for room")
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_full_disk_is_told_with_its_folder(tmp_path, monkeypatch, is_named):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    scratch = tmp_path if is_named else None
+    folder = re.escape(str(scratch or tempfile.gettempdir()))
+    message = rf"scratch folder {folder} cannot hold a file of 2,240 bytes .* pass RowBlocks"
+    source = RowBlocks(logits_of(70, 4), rows=20, scratch=scratch)
+    with pytest.raises(OSError, match=message) as caught:
+        solve(logits=source, graph=neighbours(70), rho=0.4)
+    assert caught.value.errno == errno.ENOSPC
 
 
 # Progress

@@ -220,9 +220,18 @@ def scratch_matrix(
     shape: tuple[int, ...], dtype: np.dtype[Any], folder: str | os.PathLike[str] | None
 ) -> Array:
     """Return an array in a file that has no name and is gone with the array."""
+    size = math.prod(shape) * dtype.itemsize
     with tempfile.TemporaryFile(dir=folder, prefix="ssot-") as file:
         if hasattr(os, "posix_fallocate"):  # says so where the disk is too small
-            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                where = folder or tempfile.gettempdir()
+                raise OSError(
+                    error.errno,
+                    f"scratch folder {os.fspath(where)} cannot hold a file of {size:,} bytes "
+                    f"({error.strerror}); pass RowBlocks(scratch=...), a folder on a larger disk",
+                ) from error
         return np.asarray(np.memmap(file, dtype, mode="w+", shape=shape))
 
 

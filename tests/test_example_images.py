@@ -21,10 +21,14 @@ def embedder(monkeypatch):
     calls = []
 
     class MeanColours(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(3))
+
         def forward(self, images):
             assert images.shape[1:] == (3, 224, 224)
             assert not self.training
-            return images.mean(dim=(2, 3))
+            return self.scale * images.mean(dim=(2, 3))
 
     def create_model(name, **options):
         calls.append((name, options))
@@ -103,7 +107,7 @@ def test_damaged_and_pickled_cifar_are_refused(cifar):
 # ImageNet-R
 
 
-def test_imagenet_r_leaves_20_images_of_each_class_out(embedder, tmp_path):
+def test_imagenet_r_leaves_20_images_of_each_class_out(embedder, tmp_path, caplog):
     colours = {"n01": (250, 10, 10), "n02": (10, 10, 250)}
     for (name, rgb), n_images in zip(colours.items(), (23, 21), strict=True):
         for i in range(n_images):
@@ -112,6 +116,7 @@ def test_imagenet_r_leaves_20_images_of_each_class_out(embedder, tmp_path):
     data = load("imagenet_r", root=tmp_path / "r", cache=tmp_path / "cache")
     assert data.labels.tolist() == [0, 0, 0, 1]
     assert data.class_names == ("n01", "n02")
+    assert "r: 2; the published numbers are for 200" in caplog.text
     expected = np.stack([standardised(rgb) for rgb in colours.values()])[data.labels]
     np.testing.assert_allclose(data.inputs, expected, atol=0.02)  # JPEG
 
@@ -146,8 +151,9 @@ def test_fewer_categories_than_the_first_subset_are_refused():
         inaturalist.nested_subset({1: 5, 2: 6, 3: 7}, 100)
 
 
-def test_inaturalist_reads_annotations_and_images(embedder, tmp_path, monkeypatch):
+def test_inaturalist_reads_annotations_and_images(embedder, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(inaturalist, "SUBSETS", (3, 2))
+    monkeypatch.setattr(inaturalist, "IMAGES", {2: 8})
     colours = {7: (250, 10, 10), 3: (10, 250, 10), 5: (10, 10, 250), 9: (90, 90, 90)}
     images, annotations = [], []
     for category, n_images in ((3, 1), (7, 4), (5, 2), (9, 3)):
@@ -164,6 +170,12 @@ def test_inaturalist_reads_annotations_and_images(embedder, tmp_path, monkeypatc
     assert data.class_names == ("bird 7", "bird 9")
     assert data.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
     np.testing.assert_allclose(data.inputs[0], standardised(colours[7]), atol=0.02)
+    assert f"categories in {tmp_path}: 4; the published numbers are for 8142" in caplog.text
+    assert f"images of 2 categories in {tmp_path}: 7; the published" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(inaturalist, "CLASSES", 4)
+    load("inaturalist", root=tmp_path, n_classes=3, cache=tmp_path / "cache")
+    assert "published" not in caplog.text
 
     with pytest.raises(ValueError, match="n_classes must be one of 3, 2; got '4'"):
         load("inaturalist", root=tmp_path, n_classes=4)
@@ -188,18 +200,58 @@ def test_images_are_cropped_to_the_middle_and_standardised(tmp_path):
     )
 
 
-def test_batches_do_not_change_features_and_the_checkpoint_is_passed_on(embedder, tmp_path):
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    pytest.importorskip("PIL")
+    write_image(tmp_path / "good.jpg", (9, 9, 9))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:-100])
+    (tmp_path / "text.jpg").write_text("no image")
+    for name in ("cut.jpg", "text.jpg"):
+        with pytest.raises(OSError, match=rf"{name}: "):
+            features.preprocess([tmp_path / "good.jpg", tmp_path / name])
+
+
+def test_batches_do_not_change_features_and_weights_come_from_the_checkpoint(embedder, tmp_path):
+    import torch
+
     images = np.random.default_rng(0).random((5, 3, 8, 9), dtype=np.float32)
     checkpoint = tmp_path / "dino.pth"
-    checkpoint.write_bytes(b"weights")
-    whole = features.dino_embeddings(images, cache=tmp_path / "1", checkpoint=checkpoint)
+    torch.save({"scale": torch.tensor([1.0, 2.0, -1.0])}, checkpoint)
+    whole = features.dino_embeddings(images, cache=tmp_path / "1")
     parts = features.dino_embeddings(images, cache=tmp_path / "2", batch_size=2)
     np.testing.assert_allclose(whole, parts, atol=1e-6)
     assert np.linalg.norm(whole, axis=1) == pytest.approx(1, abs=1e-6)
+    scaled = features.dino_embeddings(images, cache=tmp_path / "1", checkpoint=checkpoint)
+    expected = whole * [1, 2, -1]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(scaled, expected, atol=1e-6)
     names, options = zip(*embedder, strict=True)
     assert set(names) == {"vit_base_patch16_224.dino"}
-    assert options[0] == {"num_classes": 0, "checkpoint_path": str(checkpoint)}
-    assert options[1] == {"num_classes": 0, "pretrained": True}
+    assert options == ({"num_classes": 0, "pretrained": True},) * 2 + ({"num_classes": 0},)
+
+
+class Code:
+    """What a pickle would run."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code of a checkpoint was run",)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"weights", {"other": np.nan}, [3], Code()], ids=lambda c: type(c).__name__
+)
+def test_a_checkpoint_of_something_else_is_named_and_no_code_of_it_runs(
+    embedder, tmp_path, content
+):
+    import torch
+
+    checkpoint = tmp_path / "dino.pth"
+    if isinstance(content, bytes):
+        checkpoint.write_bytes(content)
+    else:
+        torch.save(content, checkpoint)
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    with pytest.raises(ValueError, match=r"dino\.pth does not have the weights of vit_base"):
+        features.dino_embeddings(images, checkpoint=checkpoint, cache=tmp_path)
 
 
 def test_missing_weights_and_a_missing_timm_say_what_to_do(embedder, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Features of texts and images from frozen models, cached on disk.
 
 Each function returns float32 rows of unit length. They are stored under a name that is a digest of
-everything they depend on: the texts or images, the settings and the versions of the libraries.
+the texts or images and of the weights; for TF-IDF, of its settings and the version of scikit-learn.
 """
 
 import contextlib
@@ -199,7 +199,11 @@ def dino_embeddings(
     ModuleNotFoundError
         If timm is not installed.
     FileNotFoundError
-        If there are no weights in `checkpoint`, or none could be had without one.
+        If there is no `checkpoint`, or no weights could be had without one.
+    ValueError
+        If the weights in `checkpoint` are others, or damaged.
+    OSError
+        If an image cannot be read.
     """
     if checkpoint is not None and not checkpoint.is_file():
         raise FileNotFoundError(f"no DINO weights in checkpoint {checkpoint}")
@@ -230,8 +234,18 @@ def dino_model(checkpoint: Path | None) -> Any:
         import timm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("DINO features need timm: pip install timm") from error
+    from .networks import read_state
+
     if checkpoint is not None:
-        return timm.create_model(DINO, num_classes=0, checkpoint_path=str(checkpoint))
+        model = timm.create_model(DINO, num_classes=0)
+        try:
+            model.load_state_dict(read_state(checkpoint))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{checkpoint} does not have the weights of {DINO}; "
+                "pass the file dino_vitbase16_pretrain.pth of the DINO authors"
+            ) from error
+        return model
     try:
         return timm.create_model(DINO, num_classes=0, pretrained=True)
     except (OSError, RuntimeError) as error:
@@ -248,14 +262,15 @@ def preprocess(images: Images) -> np.ndarray:
     pictures = np.empty((len(images), DINO_SIZE, DINO_SIZE, 3), np.float32)
     for row, source in zip(pictures, images, strict=True):
         if isinstance(source, Path):
-            opened = Image.open(source)
+            try:
+                with Image.open(source) as opened:
+                    image = opened.convert("RGB")
+            except OSError as error:
+                raise OSError(f"{source}: {error}") from error
         else:
-            opened = Image.fromarray(np.rint(255 * source.transpose(1, 2, 0)).astype(np.uint8))
-        with opened as image:
-            # A border of 1/16 on each side is what 224 of 256 pixels leave out.
-            row[:] = ImageOps.fit(
-                image.convert("RGB"), (DINO_SIZE, DINO_SIZE), Image.Resampling.BICUBIC, bleed=1 / 16
-            )
+            image = Image.fromarray(np.rint(255 * source.transpose(1, 2, 0)).astype(np.uint8))
+        # A border of 1/16 on each side is what 224 of 256 pixels leave out.
+        row[:] = ImageOps.fit(image, (DINO_SIZE, DINO_SIZE), Image.Resampling.BICUBIC, bleed=1 / 16)
     standardised = (pictures / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
     return np.ascontiguousarray(standardised.transpose(0, 3, 1, 2))
 

@@ -95,6 +95,12 @@ def data_folder(root: Path | None, name: str, holds: str) -> Path:
     return root
 
 
+def warn_unless_published(what: str, found: int, published: int) -> None:
+    """Log that the user's copy of a data set is not the one that published numbers are for."""
+    if found != published:
+        logger.warning("%s: %d; the published numbers are for %d", what, found, published)
+
+
 def choose(name: str, given: str, known: Sequence[str]) -> str:
     """Return `given` if it is one of the `known` values of the option `name`."""
     if given not in known:

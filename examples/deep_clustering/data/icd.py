@@ -43,7 +43,7 @@ def load(
     seed
         Draws the names.
     imbalance
-        Largest class size over the smallest; 8 to 500, as smaller blocks have too few names for
+        Largest class size over the smallest; 6 to 500, as smaller blocks have too few names for
         less.
     features
         `minilm` for sentence embeddings, `tfidf` for n-grams of words and characters; `auto` takes

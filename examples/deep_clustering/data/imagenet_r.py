@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from examples.deep_clustering import features as frozen
-from examples.deep_clustering.data.dataset import Dataset, data_folder
+from examples.deep_clustering.data.dataset import Dataset, data_folder, warn_unless_published
 
+CLASSES = 200
 HELD_OUT = 20  # images a class that the paper keeps for tests
 
 
@@ -40,6 +41,7 @@ def load(
     classes = {folder.name: sorted(folder.glob("*.jpg")) for folder in sorted(root.glob("n*/"))}
     if not classes:
         raise FileNotFoundError(f"{root} has no folders such as n01443537; unpack imagenet-r.tar")
+    warn_unless_published(f"classes in {root}", len(classes), CLASSES)
     rng = np.random.default_rng(seed)
     kept = []
     for name, paths in classes.items():

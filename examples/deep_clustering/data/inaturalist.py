@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from examples.deep_clustering import features as frozen
-from examples.deep_clustering.data.dataset import Dataset, choose, data_folder
+from examples.deep_clustering.data.dataset import (
+    Dataset,
+    choose,
+    data_folder,
+    warn_unless_published,
+)
 
-SUBSETS = (2000, 1000, 500, 100)  # each drawn from the one before, the first from all 8142 classes
+CLASSES = 8142
+SUBSETS = (2000, 1000, 500, 100)  # each drawn from the one before, the first from all classes
+IMAGES = {100: 6964, 500: 27711, 1000: 54974}  # published for the training split of the subsets
 
 
 def load(
@@ -42,7 +49,12 @@ def load(
     root = data_folder(root, "iNaturalist 2018", "train2018.json and train_val2018/")
     names, files = read_annotations(root / "train2018.json")
     sizes = {category: len(paths) for category, paths in files.items()}
+    warn_unless_published(f"categories in {root}", len(sizes), CLASSES)
     classes = nested_subset(sizes, n_classes)
+    total = sum(sizes[category] for category in classes)
+    warn_unless_published(
+        f"images of {n_classes} categories in {root}", total, IMAGES.get(n_classes, total)
+    )
     paths = [root / path for category in classes for path in files[category]]
     inputs = frozen.dino_embeddings(paths, checkpoint=checkpoint, cache=cache, device=device)
     labels = np.repeat(np.arange(n_classes), [sizes[category] for category in classes])

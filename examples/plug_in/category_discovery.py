@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import kmeans_plusplus
 from sklearn.datasets import load_digits
-from sklearn.metrics.cluster import contingency_matrix
+from sklearn.metrics import confusion_matrix
 from torch.nn.functional import normalize
 
 import ssot
@@ -76,11 +76,15 @@ def train(features: torch.Tensor, given: torch.Tensor, seed: int = 0) -> torch.T
     return solution.labels
 
 
-def match(labels: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Rename clusters to classes, one to one, so that most samples agree; both 0 to K - 1."""
-    counts = contingency_matrix(clusters, labels)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
-    return columns[np.searchsorted(np.unique(clusters)[rows], clusters)]
+def match(labels: np.ndarray, clusters: np.ndarray, known: int = 0) -> np.ndarray:
+    """Rename clusters to classes, one to one, so that most samples agree; both 0 to K - 1.
+
+    The first `known` clusters keep their names.
+    """
+    names = np.arange(1 + max(labels.max(), clusters.max()))
+    counts = confusion_matrix(clusters, labels, labels=names)[known:, known:]
+    names[known:] = known + linear_sum_assignment(counts, maximize=True)[1]
+    return names[clusters]
 
 
 def partly_labelled_digits(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -95,7 +99,7 @@ def main() -> None:
     images, digits, given = partly_labelled_digits(seed=0)
     is_open = given == UNLABELLED
     truth = digits[is_open].numpy()
-    is_right = match(truth, train(images, given)[is_open].numpy()) == truth
+    is_right = match(truth, train(images, given)[is_open].numpy(), KNOWN) == truth
     for name, chosen in (("known", truth < KNOWN), ("new", truth >= KNOWN)):
         print(f"accuracy on unlabelled samples of {name} classes: {is_right[chosen].mean():.1%}")
 

@@ -34,7 +34,7 @@ def cluster(
     Logits are cosines times `scale`.
     """
     points = normalize(embeddings)
-    graph = ssot.knn_graph(points)
+    graph = ssot.knn_graph(points, k=min(20, len(points) - 1))
     prototypes, _ = kmeans_plusplus(points, clusters, random_state=seed)
     solution = None
     for step in range(1, rounds + 1):

@@ -24,6 +24,7 @@ from examples.deep_clustering.starts import (  # noqa: E402
     start,
 )
 from examples.deep_clustering.training import CheckpointError, Settings, Training  # noqa: E402
+from ssot.training import AdaptivePrior  # noqa: E402
 
 SIZES = [120, 60, 24, 12, 6]
 SMALL = Settings(heads=2, rounds=4, updates=3, batch=64)
@@ -201,6 +202,10 @@ def test_every_method_trains_and_tells_of_each_round(begin, method):
     assert sum(history.statuses.values()) == SMALL.heads * SMALL.rounds
     assert 0 < history.labelling_seconds < history.seconds
     assert history.accuracy == []
+    prior = training.labeler.prior
+    assert isinstance(prior, AdaptivePrior) == METHODS[method].adaptive_prior
+    if isinstance(prior, AdaptivePrior):
+        assert prior.value.max() > 1.1 / len(SIZES)
     assert set(training.clusters()) <= set(range(len(SIZES)))
 
 
@@ -210,6 +215,34 @@ def test_a_memory_bank_is_filled_and_all_its_solves_are_counted(begin):
     assert len(training.labeler.bank) == BANK.bank
     solves = BANK.heads * BANK.rounds * -(-sum(SIZES) // BANK.batch)
     assert sum(training.history.statuses.values()) == solves
+
+
+def test_the_head_that_the_graph_agrees_with_is_kept(begin):
+    labels = begin.data.labels
+    for kept in (0, 1):
+        clusters = [np.roll(labels, 1), np.roll(labels, 1)]
+        clusters[kept] = labels
+        means = [[begin.features[of == c].mean(axis=0) for c in range(5)] for of in clusters]
+        training = Training(begin, METHODS["SP²OT"], SMALL)
+        training.network.start_at(torch.tensor(np.array(means)))
+        np.testing.assert_array_equal(training.clusters(), labels)
+
+
+def test_the_network_learns_from_disturbed_views(begin, monkeypatch):
+    views, learnt_from, disturbed = [], [], module.disturbed
+    monkeypatch.setattr(
+        module, "disturbed", lambda *given: views.append(disturbed(*given)) or views[-1]
+    )
+    training = Training(begin, METHODS["UOT"], SMALL)
+
+    def note(_network, inputs):
+        if torch.is_grad_enabled():
+            learnt_from.extend(inputs)
+
+    training.network.register_forward_pre_hook(note)
+    training.run()
+    assert len(views) == len(learnt_from) == SMALL.rounds * SMALL.updates
+    assert all(view is inputs for view, inputs in zip(views, learnt_from, strict=True))
 
 
 def test_training_mends_a_start_that_tears_the_largest_class_and_joins_the_smallest(begin):

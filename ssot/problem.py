@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -179,8 +179,10 @@ class Problem:
         for name, value in parts.items():
             object.__setattr__(self, name, value)
         with isolated(place):
-            object.__setattr__(self, "reachable", _reachable(self))
-            _require_feasible(self)
+            rooms = _rooms(self)
+            reachable = np.logical_or.reduce([room.reached for room in rooms])
+            object.__setattr__(self, "reachable", reachable)
+            _require_feasible(self, rooms)
 
     def __repr__(self) -> str:
         samples, classes = self.cost.shape
@@ -270,25 +272,49 @@ def _own_rows(
         )
 
 
-def _reachable(problem: Problem) -> NDArray[np.bool_]:
-    """Return whether some sample with mass may join class j, (K,)."""
+class _Room(NamedTuple):
+    """What the masks of one rank's rows leave room for.
+
+    Attributes
+    ----------
+    reached : (K,) array of bool
+        Whether some sample with mass may join class j.
+    lost_mass : float
+        Of the samples that may join no class with a share.
+    lost : int
+        How many of these have mass.
+    first_lost : int
+        The row of the first one.
+    """
+
+    reached: NDArray[np.bool_]
+    lost_mass: float
+    lost: int
+    first_lost: int
+
+
+def _rooms(problem: Problem) -> list[_Room]:
+    """Return what there is room for on each rank, from one reading of a cost that has inf."""
+    classes = problem.cost.shape[1]
     if not problem.totals.forbids_pairs:
-        return np.ones(problem.cost.shape[1], dtype=bool)
+        return [_Room(np.ones(classes, dtype=bool), 0.0, 0, 0)]
 
-    def find() -> tuple[None, NDArray[np.bool_]]:
-        xp = namespace(problem.sample_weight)
-        is_reached = np.zeros(problem.cost.shape[1], dtype=bool)
+    def find() -> tuple[None, _Room]:
+        weight = problem.sample_weight
+        xp = namespace(weight)
+        has_share = to_place(problem.prior > 0, problem.place)
+        reached, is_lost = np.zeros(classes, dtype=bool), weight > 0
         for rows, cost in row_blocks(problem.cost):
-            has_mass = (problem.sample_weight[rows] > 0)[:, None]
-            is_reached |= to_place(xp.any(xp.isfinite(cost) & has_mass, axis=0), HOST)
-        return None, is_reached
+            is_allowed = xp.isfinite(cost) & (weight[rows] > 0)[:, None]
+            reached |= to_place(xp.any(is_allowed, axis=0), HOST)
+            is_lost[rows] &= ~xp.any(is_allowed & has_share, axis=1)
+        mass, count = float(xp.sum(xp.where(is_lost, weight, 0.0))), int(xp.sum(is_lost))
+        return None, _Room(reached, mass, count, first_true(is_lost) if count else 0)
 
-    _, of_ranks = problem.ranks.share(find)
-    reachable: NDArray[np.bool_] = np.logical_or.reduce(of_ranks)
-    return reachable
+    return problem.ranks.share(find)[1]
 
 
-def _require_feasible(problem: Problem) -> None:
+def _require_feasible(problem: Problem, rooms: list[_Room]) -> None:
     """Refuse masks that leave no room for the required masses."""
     stranded = ~problem.reachable & np.isinf(problem.kl_weight) & (problem.prior > 0)
     if stranded.any():
@@ -298,29 +324,11 @@ def _require_feasible(problem: Problem) -> None:
         )
     if problem.reachable.any() and not (problem.reachable & (problem.prior > 0)).any():
         raise ValueError("prior is 0 for every class that cost allows; give one of them a share")
-    if problem.totals.forbids_pairs:
-        _require_allowed_mass(problem)
-
-
-def _require_allowed_mass(problem: Problem) -> None:
-    """Refuse to label more than the mass of the samples that may join some class."""
-    is_open = to_place(problem.reachable & (problem.prior > 0), problem.place)
-
-    def find() -> tuple[None, tuple[float, int, int]]:
-        xp = namespace(problem.sample_weight)
-        forbidden = problem.sample_weight > 0
-        for rows, cost in row_blocks(problem.cost):
-            forbidden[rows] &= xp.all(xp.isinf(cost) | ~is_open, axis=1)
-        mass = float(xp.sum(xp.where(forbidden, problem.sample_weight, 0.0)))
-        count = int(xp.sum(forbidden))
-        return None, (mass, count, first_true(forbidden) if count else 0)
-
-    _, found = problem.ranks.share(find)
-    masses_lost, counts, first_rows = zip(*found, strict=True)
-    available, count = 1.0 - math.fsum(masses_lost), sum(counts)
+    available = 1.0 - math.fsum(room.lost_mass for room in rooms)
+    count = sum(room.lost for room in rooms)
     if count and (problem.rho == 1 or available < problem.rho):
-        rank = next(rank for rank, of_rank in enumerate(counts) if of_rank)
-        place = f"row {first_rows[rank]}" + (f" of rank {rank}" if problem.ranks.size > 1 else "")
+        rank, first = next((i, room.first_lost) for i, room in enumerate(rooms) if room.lost)
+        place = f"row {first}" + (f" of rank {rank}" if problem.ranks.size > 1 else "")
         raise ValueError(
             f"cost forbids every class with a share to {count} samples, first in {place}, so that "
             f"only {available:.6g} of the mass can be labelled, but rho = {problem.rho}; lower rho "

@@ -251,6 +251,14 @@ def test_reads_are_counted():
     assert repr(source) == f"RowBlocks(of shape (80, 4), reads={full + 1})"
 
 
+def test_forbidden_pairs_take_one_reading_more():
+    cost = -logits_of(80, 4)
+    cost[5, 1] = np.inf
+    source = RowBlocks(cost, rows=20)
+    solution = solve(source, rho=0.5)
+    assert source.reads <= solution.certificate.row_passes + 2
+
+
 def test_features_and_a_head():
     torch = pytest.importorskip("torch", reason="the head is Torch's")
     generator = torch.Generator().manual_seed(0)

@@ -475,12 +475,26 @@ def test_generators_are_refused():
         RowBlocks(np.ones((2, 3, 4)))
     with pytest.raises(ValueError, match="at least one of each"):
         RowBlocks(np.ones((0, 3)))
-    with pytest.raises(ValueError, match="rows must be at least 1"):
-        RowBlocks(np.ones((2, 3)), rows=0)
+    for rows in (0, 2.5, "2"):
+        with pytest.raises(ValueError, match="rows must be a whole number of at least 1"):
+            RowBlocks(np.ones((2, 3)), rows=rows)
     with pytest.raises(ValueError, match="rows must be left out"):
         RowBlocks([np.ones((2, 3))], rows=2)
     with pytest.raises(ValueError, match="scratch must be a folder"):
         RowBlocks(np.ones((2, 3)), scratch="/nowhere/at/all")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_what_iterates_once_is_refused_as_a_generator_is(count):
+    class Once:
+        def __init__(self):
+            self.left = iter(np.split(-logits_of(90, 4), count))
+
+        def __iter__(self):
+            return self.left
+
+    with pytest.raises(TypeError, match="but a Once yields its blocks once"):
+        solve(RowBlocks(Once()), rho=0.5)
 
 
 @pytest.mark.parametrize(

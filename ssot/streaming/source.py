@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral
 from typing import Any
 
 BLOCK_ENTRIES = 1 << 24
@@ -46,7 +47,7 @@ class RowBlocks:
     TypeError
         If the source can be read but once, as a generator, or not at all.
     ValueError
-        If the shape is not that of a matrix, or `rows` is not above 0.
+        If the shape is not that of a matrix, or `rows` is no whole number above 0.
 
     Examples
     --------
@@ -71,6 +72,7 @@ class RowBlocks:
         self.shape: tuple[int, int] | None = None
         self.scratch = scratch
         self._iterable: Iterable[Any] | None = None
+        self._had_blocks = False
         self._read = read
         if read is not None and not callable(read):
             raise TypeError(f"read must be a function of start and stop, got {read!r}")
@@ -83,8 +85,11 @@ class RowBlocks:
             self._read = lambda start, stop: source[start:stop]
         else:
             self._iterable = _checked_iterable(source, rows)
-        if rows is not None and rows < 1:
-            raise ValueError(f"rows must be at least 1, got {rows}; leave it out for a default")
+        if rows is not None and not (isinstance(rows, Integral) and rows >= 1):
+            raise ValueError(
+                f"rows must be a whole number of at least 1, got {rows!r}; leave it out for a "
+                "default"
+            )
         self._rows = rows
 
     def __repr__(self) -> str:
@@ -108,7 +113,12 @@ class RowBlocks:
 
     def _given(self) -> Iterator[Any]:
         if self._iterable is not None:
-            yield from self._iterable
+            is_empty = True
+            for block in self._iterable:
+                is_empty, self._had_blocks = False, True
+                yield block
+            if is_empty and self._had_blocks:
+                raise _read_once(self._iterable)
         elif self.shape is not None and self._read is not None:
             samples, classes = self.shape
             height = self._rows or max(1, BLOCK_ENTRIES // classes)
@@ -143,13 +153,17 @@ def _checked_shape(shape: Any) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
+def _read_once(source: Any) -> TypeError:
+    return TypeError(
+        f"RowBlocks must be read again and again, but a {type(source).__name__} yields its "
+        "blocks once; pass an object whose __iter__ starts anew, a list of blocks, or a shape "
+        "and a function read(start, stop)"
+    )
+
+
 def _checked_iterable(source: Any, rows: int | None) -> Iterable[Any]:
     if isinstance(source, Iterator):
-        raise TypeError(
-            f"RowBlocks must be read again and again, but a {type(source).__name__} yields its "
-            "blocks once; pass an object whose __iter__ starts anew, a list of blocks, or a shape "
-            "and a function read(start, stop)"
-        )
+        raise _read_once(source)
     if not isinstance(source, Iterable):
         raise TypeError(
             "RowBlocks needs an array that can be sliced, a shape and a function "

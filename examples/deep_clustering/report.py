@@ -28,8 +28,8 @@ scores
 seconds
     of a baseline for all, of a training for its rounds
 start_seconds, labelling_seconds
-    for the clusters a training starts at, and for the pseudo-labels in its rounds; None for a
-    baseline
+    of a training: to make the clusters it starts at and to learn them, counted in full for each
+    method though they share them; and for the pseudo-labels in its rounds. None for a baseline
 class_sizes, true_class_sizes
     of the clusters and the classes, from large to small (None where the classes are unknown)
 history

@@ -85,7 +85,7 @@ class History:
     objective: list[float] = field(default_factory=list)  # mean over the heads
     accuracy: list[float] = field(default_factory=list)  # for whoever knows the labels to fill in
     statuses: dict[str, int] = field(default_factory=dict)  # how many solves ended how
-    start_seconds: float = 0.0  # for the clusters to start at, whoever had them made
+    start_seconds: float = 0.0  # for the clusters to start at, whoever made them, and the way there
     seconds: float = 0.0  # for all rounds
     labelling_seconds: float = 0.0  # therein
 

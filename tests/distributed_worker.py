@@ -28,7 +28,8 @@ def main(folder):
     for name, case in cases().items():
         arguments = case.arguments(case.rows(rank, size))
         found["cases"][name] = told(ssot.solve(**arguments, group=group))
-    for check in (forms, far, streamed, batch, single, warm, stopped, labels, refused):
+    checks = (forms, far, streamed, batch, single, warm, stopped, labels, refused, unlabelled)
+    for check in checks:
         found[check.__name__] = check(rank, size, group)
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
@@ -181,6 +182,36 @@ def labels(rank, size, group):
         result = labeler(torch.from_numpy(logits[:, own]), torch.from_numpy(ids[own]))
         steps.append((result.targets.numpy(), result.ids.numpy(), prior.value.numpy().copy()))
     return steps
+
+
+def unlabelled(rank, size, group):
+    """Return the error of each mistake that one rank makes with a labeler."""
+    is_last = rank == size - 1
+    rng = np.random.default_rng(0)
+    graph = ssot.knn_graph(rng.normal(size=(60, 3)), 5)
+    logits, ids = torch.from_numpy(rng.normal(size=(8, 5))), torch.arange(8) + 8 * rank
+
+    def fails(*_):
+        if is_last:
+            raise KeyError("no such thing")
+        return 0.5
+
+    mistakes = {
+        "ramp": {"ramp": fails},
+        "weight": {"semantic_weight": fails},
+        "graph": {"graph": graph[:48, :48] if is_last else graph},
+        "no graph": {"graph": None if is_last else graph},
+        "batch": {"capacity": 20},
+    }
+    found = {}
+    for name, mistake in mistakes.items():
+        labeler = PseudoLabeler(4, **{"graph": graph, "group": group, **mistake})
+        rows = slice(0 if name == "batch" and is_last else None)
+        try:
+            labeler(logits[rows], ids[rows])
+        except Exception as error:
+            found[name] = (type(error).__name__, str(error))
+    return found
 
 
 def refused(rank, size, group):

@@ -280,6 +280,23 @@ def test_a_mistake_of_one_rank_is_told_to_all(found, mistake, kind, message):
         assert (error, message in text) == (kind, True), (rank, text)
 
 
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("ramp", "no such thing"),
+        ("weight", "no such thing"),
+        ("graph", "got graphs of 60,.* 48 samples"),
+        ("no graph", "got graphs of 60,.* None samples"),
+        ("batch", "at least one sample"),
+    ],
+)
+def test_a_mistake_in_a_labeler_of_one_rank_is_told_to_all(found, mistake, message):
+    if len(found) == 1 and "graph" in mistake:
+        return
+    for answer in found:
+        assert re.search(message, answer["unlabelled"][mistake][1])
+
+
 def test_a_reading_that_fails_on_one_rank_ends_all(found):
     errors = [rank["refused"]["reading"] for rank in found]
     assert errors[-1] == ("OSError", "the disk is gone")

@@ -197,16 +197,25 @@ class PseudoLabeler:
             If a solve fails and `on_failure` is "raise".
         """
         with isolated(place_of(logits)):
-            (rho, bank), held = self._ranks.share(lambda: self._remember(logits, ids))
+            (rho, bank), told = self._ranks.share(lambda: self._remember(logits, ids))
+            held, counts = zip(*told, strict=True)
+            if len(set(counts)) > 1:
+                raise ValueError(
+                    "graph must be that of the whole data set, the same on all ranks, got graphs "
+                    f"of {', '.join(map(str, counts))} samples on ranks 0 to {len(counts) - 1}"
+                )
             return self._label(
                 logits.detach(), torch.as_tensor(ids, device=logits.device), rho, bank, held
             )
 
-    def _remember(self, logits: Tensor, ids: Tensor) -> tuple[tuple[float, MemoryBank], Any]:
-        """Return rho and the bank with the batch in it, and the samples that it holds."""
+    def _remember(
+        self, logits: Tensor, ids: Tensor
+    ) -> tuple[tuple[float, MemoryBank], tuple[Any, int | None]]:
+        """Return rho and the bank with the batch in it, and what it holds of how many samples."""
         ids = checked_batch(logits, ids)
-        if self._rows is not None:
-            require_range(ids, row_count(self._rows), "ids")
+        count = None if self._rows is None else row_count(self._rows)
+        if count is not None:
+            require_range(ids, count, "ids")
         _require_usable(logits)  # or they would stay in the bank
         self._prior_rows(tuple(logits.shape[:-2]))
         progress = min((self.step + 1) / self.total_steps, 1.0)
@@ -214,7 +223,8 @@ class PseudoLabeler:
         rho = transported_mass(ramp(progress) if callable(ramp) else ramp, "ramp")
         bank = MemoryBank(len(ids)) if self.bank is None else self.bank
         bank.add(logits.detach(), ids)
-        return (rho, bank), bank.ids if self._ranks.size == 1 else bank.ids.numpy(force=True)
+        held = bank.ids if self._ranks.size == 1 else bank.ids.numpy(force=True)
+        return (rho, bank), (held, count)
 
     def _label(
         self, logits: Tensor, ids: Tensor, rho: float, bank: MemoryBank, held: Sequence[Any]
@@ -222,21 +232,27 @@ class PseudoLabeler:
         """Solve for what the banks of all ranks hold."""
         leading, classes = tuple(logits.shape[:-2]), logits.shape[-1]
         samples = sum(map(len, held))
-        weight = self._weight(rho, samples)
-        solutions: Any = solve(
-            logits=bank.logits.reshape(-1, len(bank), classes),
-            graph=self._graph_between(bank.ids, held) if weight else None,
-            rho=rho,
-            semantic_weight=weight,
-            prior=self._prior_rows(leading),
-            init=self._starts(leading, classes),
-            **self._options,
-        )
+
+        def find() -> tuple[dict[str, Any], None]:
+            weight = self._weight(rho, samples)
+            return {
+                "logits": bank.logits.reshape(-1, len(bank), classes),
+                "graph": self._graph_between(bank.ids, held) if weight else None,
+                "rho": rho,
+                "semantic_weight": weight,
+                "prior": self._prior_rows(leading),
+                "init": self._starts(leading, classes),
+            }, None
+
+        # What fails on one rank, as a function that the caller gave may, the others hear here.
+        arguments, _ = self._ranks.share(find)
+        solutions: Any = solve(**arguments, **self._options)
         rows = bank.positions(ids)
         plans = torch.stack([samples * solution.plan[rows] for solution in solutions])
         self._learn(solutions, leading)
         self.step += 1
         targets = plans.reshape(logits.shape).to(logits.dtype)
+        weight = arguments["semantic_weight"]
         return PseudoLabels(targets, solutions, bank.ids, self.step, rho, weight)
 
     def _graph_between(self, own: Tensor, held: Sequence[Any]) -> Any:

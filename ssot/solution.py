@@ -221,8 +221,8 @@ class Solution:
             )
         if not _holds_floats(out):
             raise TypeError(
-                f"out must hold floating-point numbers, got dtype {out.dtype}, which rounds the "
-                "masses to whole numbers"
+                f"out must hold floating-point numbers, got dtype {out.dtype}; make it of "
+                f"{self.dtype}"
             )
         shape = tuple(self.problem.cost.shape)
         if tuple(out.shape) != shape:

@@ -7,7 +7,7 @@ A Newton step of N samples and K classes on R ranks costs each rank
     bytes read    s N K / R                        s bytes a number; once more with a graph
     operations    c N K / R + 2 K^2 n              n rows that the curvature comes from
     factorising   (K + 1)^3 / 3
-    bytes sent    8 (K + 1) (K + 2) / 2 + 8 (K + 3)   added up over the ranks; twice that on a ring
+    bytes added   8 (K + 1)^2 + 8 (K + 2)             by devices; on a ring twice that is sent
 
 where n is N / R up to 127 classes; beyond, the ranks' share of 32 K rows or 16,384. Writes
 `cost_model.json`.

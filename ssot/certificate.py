@@ -42,7 +42,7 @@ class Certificate:
         Objective at the start and after each outer step, corrected to first order for the mass that
         a plan lacks (at most `mass_error` times a price); it never rises.
     row_passes : int
-        Times the cost was read.
+        Times the cost was read; of a streamed cost, passes over the rows kept in memory count too.
     provably_convex : bool
         Whether ``theta = semantic_weight lambda_max(W) max(alpha) / epsilon`` is known to be at
         most 1: then the objective is convex and a stationary plan is a global optimum. A slack

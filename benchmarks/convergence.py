@@ -3,9 +3,11 @@
 Prints one Markdown table. Run as ``python -m benchmarks.convergence``.
 """
 
+import itertools
+
 import numpy as np
 
-from benchmarks.hard_problems import COST_FAMILIES, EPSILON, GRID
+from benchmarks.hard_problems import COST_FAMILIES, EPSILON, GRID, SHAPES
 from ssot import Status, solve
 
 TOL = {"float64": 1e-9, "float32": 1e-6}
@@ -29,17 +31,19 @@ def describe(solutions):
 def main():
     """Print median / largest number of row passes by family, dtype and epsilon."""
     columns = [f"epsilon {epsilon:g}" for epsilon in EPSILON]
-    print("| costs | dtype, tol | all |", " | ".join(columns), "|")
-    print("|" + "---|" * (3 + len(columns)))
-    for family, make in COST_FAMILIES.items():
+    print("| costs | shape | dtype, tol | all |", " | ".join(columns), "|")
+    print("|" + "---|" * (4 + len(columns)))
+    for (samples, classes), (family, make) in itertools.product(SHAPES, COST_FAMILIES.items()):
         for dtype, tol in TOL.items():
-            solutions = solve_grid(make().astype(dtype), tol)
+            solutions = solve_grid(make(samples, classes).astype(dtype), tol)
             cells = [
                 describe([s for s in solutions if s.problem.epsilon == epsilon])
                 for epsilon in EPSILON
             ]
             print(
-                f"| {family} | {dtype}, {tol:g} |", " | ".join([describe(solutions), *cells]), "|"
+                f"| {family} | {samples:,} x {classes} | {dtype}, {tol:g} |",
+                " | ".join([describe(solutions), *cells]),
+                "|",
             )
 
 

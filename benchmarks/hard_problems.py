@@ -12,6 +12,7 @@ RHO = (0.01, 0.1, 0.5, 0.999, 1.0)
 EPSILON = (1e-3, 0.01, 0.1, 1.0)
 KL_WEIGHT = (0.01, 1.0, 100.0, np.inf)
 GRID = list(itertools.product(RHO, EPSILON, KL_WEIGHT))
+SHAPES = [(2000, 100), (1000, 200)]  # with the curvature as a matrix, and without
 """Parameters of the linear problems: from easy to close to linear programming."""
 
 

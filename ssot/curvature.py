@@ -27,7 +27,8 @@ LARGEST_DENSE = 128
 """Most columns for which W is stored and factorised; beyond, conjugate gradients are faster."""
 
 LARGEST_TAIL = 1 / 64
-"""Probabilities below this are averaged where W is not stored: a row keeps 64 entries at most."""
+"""Probabilities below this are averaged where W is not stored: a row keeps 64 entries at most, and
+more only where steps are poor."""
 
 SAMPLED_ROWS = 1 << 14
 """Fewest rows that the curvature comes from where it does not come from all."""
@@ -64,7 +65,8 @@ class System(NamedTuple):
     longest : float
         Largest change of a price.
     effort : float
-        From how many times the fewest rows the curvature should come, where not from all.
+        From how many times the fewest rows the curvature should come, where not from all, and
+        into how many parts `LARGEST_TAIL` is divided.
     """
 
     demand: Vector
@@ -72,6 +74,11 @@ class System(NamedTuple):
     fixed: int | None
     longest: float
     effort: float = 1.0
+
+
+def tail_threshold(system: System | None) -> float:
+    """Return the probability below which entries are averaged where W is not stored."""
+    return LARGEST_TAIL / (1.0 if system is None else system.effort)
 
 
 class Coupling(Protocol):
@@ -82,9 +89,8 @@ class Coupling(Protocol):
     ) -> Vector:
         """Return d with ``(L / epsilon + diag(diagonal)) d = gradient`` on the free columns.
 
-        ``L = diag(W 1) - W``; the other columns stand still. A direction that is found step by step
-        may stop where an entry would exceed `longest`. Raises `LinAlgError` where the matrix is
-        singular.
+        ``L = diag(W 1) - W``; the other columns stand still. A direction that is known already is
+        shortened to `longest`. Raises `LinAlgError` where the matrix is singular.
         """
         ...
 
@@ -301,7 +307,9 @@ def _conjugate_gradients(
 ) -> Vector:
     """Solve a symmetric system roughly; any number of steps gives a direction of ascent.
 
-    Stops where an entry would exceed `longest`, and where rounding hides the curvature.
+    Stops where rounding hides the curvature. A direction that is too long is for damping to
+    shorten: one cut off on the way lacks what is slow to converge, which matters most where steps
+    are long.
     """
     direction = np.zeros_like(gradient)
     residual = gradient.copy()
@@ -314,8 +322,6 @@ def _conjugate_gradients(
         if not curvature > 0.0:
             break
         step = size / curvature
-        if np.abs(direction + step * search).max() > longest:
-            break
         direction += step * search
         residual -= step * image
         if np.linalg.norm(residual) <= goal:

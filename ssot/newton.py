@@ -70,6 +70,9 @@ POOR = 0.5
 EFFORT_FACTOR = 4.0
 """How many times as much effort it is then worth."""
 
+MOST_EFFORT = EFFORT_FACTOR**10
+"""Most effort: all rows, and all their entries that float32 tells from 0."""
+
 STALLED_STEPS = 5
 """Newton steps without progress, at gains below rounding, after which rounding is the limit."""
 
@@ -270,7 +273,7 @@ class Ascent:
         shrunk = found.residual / point.residual if is_newton else 1.0
         self.contraction = shrunk if shrunk <= FORESEEABLE else 1.0
         if found.residual > POOR * point.residual:
-            self.effort *= EFFORT_FACTOR
+            self.effort = min(EFFORT_FACTOR * self.effort, MOST_EFFORT)
         return found, float(point.gradient @ direction)
 
     def rescale(self, point: Point) -> Steps[Point]:

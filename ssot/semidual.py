@@ -104,7 +104,7 @@ def solve_inner(
         start = yield from _anneal(semidual, epsilon, max_passes)
     end = yield from climb(semidual, start, epsilon, goal, patience)
     if not (end.done or end.stalled or semidual.passes >= max_passes):
-        start = yield from _anneal(semidual, epsilon, max_passes, otherwise=end.point.prices)
+        start = yield from _anneal(semidual, epsilon, max_passes)
         end = yield from climb(semidual, start, epsilon, goal, max_passes)
     solution = yield from _finish(semidual, end, epsilon, tol, out)
     if end.done and not goal.stopped and not semidual.meets(solution, tol):
@@ -160,22 +160,19 @@ def _start_from_sample(
     return end.point.prices if end.done else None
 
 
-def _anneal(
-    semidual: SemiDual, epsilon: float, max_passes: float, otherwise: Vector | None = None
-) -> Steps[Vector]:
+def _anneal(semidual: SemiDual, epsilon: float, max_passes: float) -> Steps[Vector]:
     """Return prices that solve the problem roughly at an epsilon above the given one.
 
-    Where epsilon needs no annealing, prices of 0 or `otherwise`.
+    Where epsilon needs no annealing, prices of 0.
     """
-    columns, levels = semidual.columns, 0
+    columns = semidual.columns
     prices = columns.balance(np.zeros(len(columns.target)))
     for level in _levels_above(epsilon, semidual.kernel.typical_spread(semidual.product)):
         if semidual.passes >= max_passes:
             break
-        levels += 1
         end = yield from climb(semidual, prices, level, _near_enough, max_passes)
         prices = end.point.prices
-    return prices if levels or otherwise is None else otherwise
+    return prices
 
 
 def _levels_above(epsilon: float, spread: float) -> Iterator[float]:

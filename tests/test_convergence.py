@@ -1,18 +1,21 @@
 """Every linear problem of the hard grid converges, in few row passes."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from benchmarks.hard_problems import COST_FAMILIES, GRID
+from benchmarks.hard_problems import COST_FAMILIES, GRID, SHAPES
 from ssot import Status, solve
 
 MOST_PASSES = 250
 MEDIAN_PASSES = 40
 
 
-@pytest.fixture(scope="module", params=COST_FAMILIES)
+@pytest.fixture(scope="module", params=itertools.product(COST_FAMILIES, SHAPES), ids=str)
 def solutions(request):
-    cost = COST_FAMILIES[request.param]()
+    family, shape = request.param
+    cost = COST_FAMILIES[family](*shape)
     return [
         solve(cost, rho=rho, epsilon=epsilon, kl_weight=kl_weight, tol=1e-9, on_failure="raise")
         for rho, epsilon, kl_weight in GRID

@@ -19,11 +19,11 @@ from scipy import sparse
 from ssot.arrays import Vector
 from ssot.curvature import (
     LARGEST_DENSE,
-    LARGEST_TAIL,
     Coupling,
     DenseCoupling,
     SparseCoupling,
     System,
+    tail_threshold,
 )
 from ssot.kernels import compiled, compiled_plans
 from ssot.kernels.numpy import NumpyKernel, virtual_and_brim
@@ -74,7 +74,7 @@ class NumbaKernel(NumpyKernel):
             self._reserve(FIRST_ROOM)
 
     def row_pass(
-        self, product: Array | None, prices: Vector, epsilon: float, _system: System | None
+        self, product: Array | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
         arguments, column_mass, log_partition = self._pass(product, prices, epsilon)
         if self._is_dense:
@@ -86,7 +86,7 @@ class NumbaKernel(NumpyKernel):
         lowest = compiled.NEGLIGIBLE
         while True:
             lists = (counts, needed, self._columns, self._values)
-            rows = (LARGEST_TAIL, coupled, lowest, loose_mass, self._room)
+            rows = (tail_threshold(system), coupled, lowest, loose_mass, self._room)
             self._run(compiled.large_entries, *arguments, *rows, *lists)
             if needed.max() > self._room:
                 self._reserve(math.ceil(needed.max()))

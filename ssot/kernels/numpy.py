@@ -14,11 +14,11 @@ from scipy.special import xlogy
 from ssot.arrays import HOST, Vector
 from ssot.curvature import (
     LARGEST_DENSE,
-    LARGEST_TAIL,
     Coupling,
     DenseCoupling,
     SparseCoupling,
     System,
+    tail_threshold,
 )
 from ssot.kernels.protocol import Bound, Plan, PlanSums, RowSums, one_by_one
 
@@ -68,18 +68,18 @@ class NumpyKernel:
         return one_by_one(operation, kernels, arguments)
 
     def row_pass(
-        self, product: Array | None, prices: Vector, epsilon: float, _system: System | None
+        self, product: Array | None, prices: Vector, epsilon: float, system: System | None
     ) -> tuple[RowSums, Coupling]:
         sums = _Sums(len(prices))
         is_dense = len(prices) <= LARGEST_DENSE
         overlap = np.zeros((len(prices),) * 2) if is_dense else np.zeros((0, 0))
-        large, coupled = [], []
+        large, coupled, threshold = [], [], tail_threshold(system)
         for block in self._plan_blocks(product, prices, epsilon):
             sums.add(block)
             if is_dense:
                 _add_overlap(overlap, block)
             else:
-                large.append(_large_entries(block))
+                large.append(_large_entries(block, threshold))
                 coupled.append(block.coupled)
         if is_dense:
             overlap[:-1, -1] += sums.loose_mass[:-1]
@@ -286,13 +286,13 @@ def _add_overlap(overlap: NDArray[np.float64], block: _PlanBlock) -> None:
     overlap[-1, -1] += virtual @ virtual
 
 
-def _large_entries(block: _PlanBlock) -> sparse.csr_array:
+def _large_entries(block: _PlanBlock, threshold: float) -> sparse.csr_array:
     """Return the probabilities of full rows that are not counted to the tail of their row."""
     inverse = _inverse_or_zero(block.coupled)
     probability = np.empty((len(inverse), block.scaled.shape[1] + 1))
     np.multiply(block.scaled, (block.share * inverse)[:, None], out=probability[:, :-1])
     probability[:, -1] = block.slack * inverse
-    probability[probability < LARGEST_TAIL] = 0.0
+    probability[probability < threshold] = 0.0
     return sparse.csr_array(probability)
 
 

@@ -20,13 +20,13 @@ from ssot.adjacency import Edges
 from ssot.arrays import HOST, Array, Vector, place_of, to_place
 from ssot.curvature import (
     LARGEST_DENSE,
-    LARGEST_TAIL,
     Coupling,
     DenseCoupling,
     SolvedCoupling,
     SparseCoupling,
     System,
     sampled_rows,
+    tail_threshold,
 )
 from ssot.kernels.directions import newton_directions
 from ssot.kernels.numpy import SPREAD_SAMPLE, spread_of_rows
@@ -167,7 +167,7 @@ def _row_passes(
     batch = Batch.at([kernel.bound for kernel in kernels], products, prices, epsilons)
     if _is_far(kernels[0]):
         return _passes_far_from_the_host(batch, systems)
-    return _passes_on_the_host(batch)
+    return _passes_on_the_host(batch, systems)
 
 
 def _is_far(kernel: TorchKernel) -> bool:
@@ -175,13 +175,15 @@ def _is_far(kernel: TorchKernel) -> bool:
     return bool(kernel.place.device.type != "cpu")
 
 
-def _passes_on_the_host(batch: Batch) -> list[tuple[RowSums, Coupling]]:
+def _passes_on_the_host(
+    batch: Batch, systems: Sequence[System | None]
+) -> list[tuple[RowSums, Coupling]]:
     columns = batch.classes + 1
     is_dense = columns <= LARGEST_DENSE
     size = columns if is_dense else 0
     overlap = batch.prices.new_zeros(len(batch.bounds), size, size)
     sums = batch.prices.new_zeros(len(batch.bounds), columns + 1)
-    tails = _SparseCouplings(batch)
+    tails = _SparseCouplings(batch, systems)
     for block in batch.blocks():
         sums += block.sums()
         if is_dense:
@@ -198,7 +200,8 @@ def _passes_on_the_host(batch: Batch) -> list[tuple[RowSums, Coupling]]:
 class _SparseCouplings:
     """Gathers the couplings of problems whose W is not stored, block by block."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, systems: Sequence[System | None]) -> None:
+        self._thresholds = [tail_threshold(system) for system in systems]
         self._without_entropy = batch.without_entropy
         self._large: list[list[sparse.csr_array]] = []
         self._coupled: list[Tensor] = []
@@ -206,7 +209,7 @@ class _SparseCouplings:
 
     def add(self, block: Block) -> None:
         coupled, is_loose = coupled_weight(block.slack, block.weight, self._without_entropy)
-        self._large.append(_large_entries(block.masses, block.slack, coupled))
+        self._large.append(_large_entries(block.masses, block.slack, coupled, self._thresholds))
         self._coupled.append(coupled)
         if is_loose is not None:
             self._loose_mass += loose_mass(block.masses, block.slack, is_loose)
@@ -223,12 +226,15 @@ class _SparseCouplings:
         ]
 
 
-def _large_entries(masses: Tensor, slack: Tensor, coupled: Tensor) -> list[sparse.csr_array]:
+def _large_entries(
+    masses: Tensor, slack: Tensor, coupled: Tensor, thresholds: Sequence[float]
+) -> list[sparse.csr_array]:
     """Return the probabilities of each problem that are not counted to the tail of their row."""
     entries = []
-    for mass, left, weight in zip(*map(_to_host, (masses, slack, coupled)), strict=True):
+    arrays = map(_to_host, (masses, slack, coupled))
+    for mass, left, weight, tail in zip(*arrays, thresholds, strict=True):
         height, classes = mass.shape
-        threshold = np.where(weight > 0, LARGEST_TAIL * weight, np.inf)
+        threshold = np.where(weight > 0, tail * weight, np.inf)
         found = np.flatnonzero(mass >= threshold.astype(mass.dtype)[:, None])
         rows, columns = np.divmod(found, classes)
         virtual = np.flatnonzero(left >= threshold)

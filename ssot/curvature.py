@@ -8,6 +8,7 @@ these alone, it stays semi-definite and keeps its small eigenvalues in single pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,6 +39,12 @@ SAMPLED_ROWS_PER_COLUMN = 32
 
 MOST_LARGE_ENTRIES = 1 << 24
 """Most probabilities that are kept of rows that come in parts: 200 megabytes."""
+
+MOST_REFINED_ENTRIES = 1 << 22
+"""Most probabilities that are kept after poor steps: 80 megabytes."""
+
+FAR_TOO_LONG = 4.0
+"""How many times too long a direction may become before conjugate gradients leave it to damping."""
 
 CG_ACCURACY = 1e-2
 """Relative residual at which conjugate gradients stop."""
@@ -76,9 +83,15 @@ class System(NamedTuple):
     effort: float = 1.0
 
 
-def tail_threshold(system: System | None) -> float:
-    """Return the probability below which entries are averaged where W is not stored."""
-    return LARGEST_TAIL / (1.0 if system is None else system.effort)
+def tail_threshold(system: System | None, shape: tuple[int, int]) -> float:
+    """Return the probability below which entries are averaged where W is not stored.
+
+    No row has more than ``1 / threshold`` entries above it, which bounds what poor steps may take.
+    """
+    wanted = LARGEST_TAIL / (1.0 if system is None else system.effort)
+    if math.prod(shape) <= MOST_REFINED_ENTRIES:
+        return wanted
+    return max(wanted, min(LARGEST_TAIL, shape[0] / MOST_REFINED_ENTRIES))
 
 
 class Coupling(Protocol):
@@ -324,7 +337,8 @@ def _conjugate_gradients(
         step = size / curvature
         direction += step * search
         residual -= step * image
-        if np.linalg.norm(residual) <= goal:
+        is_found = np.linalg.norm(residual) <= goal
+        if is_found or np.abs(direction).max() > FAR_TOO_LONG * longest:
             break
         conditioned = residual / diagonal
         size, previous = residual @ conditioned, size

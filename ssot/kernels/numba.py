@@ -83,10 +83,10 @@ class NumbaKernel(NumpyKernel):
             return _row_sums(column_mass, log_partition), DenseCoupling(overlap)
         counts, needed = np.empty(self.samples, np.int64), np.empty(self._groups)
         coupled, loose_mass = self._weight.copy(), np.empty_like(column_mass)
-        lowest = compiled.NEGLIGIBLE
+        lowest, threshold = compiled.NEGLIGIBLE, tail_threshold(system, self._cost.shape)
         while True:
             lists = (counts, needed, self._columns, self._values)
-            rows = (tail_threshold(system), coupled, lowest, loose_mass, self._room)
+            rows = (threshold, coupled, lowest, loose_mass, self._room)
             self._run(compiled.large_entries, *arguments, *rows, *lists)
             if needed.max() > self._room:
                 self._reserve(math.ceil(needed.max()))

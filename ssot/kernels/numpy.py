@@ -73,7 +73,7 @@ class NumpyKernel:
         sums = _Sums(len(prices))
         is_dense = len(prices) <= LARGEST_DENSE
         overlap = np.zeros((len(prices),) * 2) if is_dense else np.zeros((0, 0))
-        large, coupled, threshold = [], [], tail_threshold(system)
+        large, coupled, threshold = [], [], tail_threshold(system, self._cost.shape)
         for block in self._plan_blocks(product, prices, epsilon):
             sums.add(block)
             if is_dense:

@@ -201,7 +201,7 @@ class _SparseCouplings:
     """Gathers the couplings of problems whose W is not stored, block by block."""
 
     def __init__(self, batch: Batch, systems: Sequence[System | None]) -> None:
-        self._thresholds = [tail_threshold(system) for system in systems]
+        self._thresholds = [tail_threshold(system, batch.costs[0].shape) for system in systems]
         self._without_entropy = batch.without_entropy
         self._large: list[list[sparse.csr_array]] = []
         self._coupled: list[Tensor] = []

@@ -225,9 +225,9 @@ def test_what_has_converged_costs_nothing_more(setting, calls):
 
 def test_an_easy_problem_beside_hard_ones(setting, calls):
     """Cold solves of many rows begin with samples, which they do not leave at the same time."""
-    cost = np.random.default_rng(1).random((PROBLEMS, 3000, CLASSES)) * [[[1.0]], [[30.0]], [[9.0]]]
+    cost = np.random.default_rng(1).random((PROBLEMS, 3000, CLASSES)) * [[[1.0]], [[30.0]], [[4.0]]]
     cost[1, :, 0] += 5.0
-    own = {"rho": np.array([0.9, 0.1, 1.0]), "epsilon": np.array([0.5, 0.1, 0.05])}
+    own = {"rho": np.array([0.9, 0.1, 1.0]), "epsilon": np.array([0.5, 0.1, 0.2])}
     batch = run(setting, cost, kl_weight=np.inf, **own)
     sizes = {tuple(kernel.samples for kernel in kernels) for _, kernels in calls}
     assert all(len(set(together)) == 1 for together in sizes)

@@ -96,7 +96,8 @@ class Columns:
 
     def demand(self, prices: Vector) -> Vector:
         """Return the mass that each column asks for at its price."""
-        demand: Vector = self.target * np.exp(-prices * self.inverse_strength)
+        with np.errstate(over="ignore"):  # of prices whose rounding exceeds `kl_weight`
+            demand: Vector = self.target * np.exp(-prices * self.inverse_strength)
         return demand
 
     def potential(self, prices: Vector) -> float:

@@ -74,6 +74,9 @@ class System(NamedTuple):
     effort : float
         From how many times the fewest rows the curvature should come, where not from all, and
         into how many parts `LARGEST_TAIL` is divided.
+    is_whole : bool
+        Whether it belongs to the rows of the pass alone. If not, the coupling of further rows will
+        be added to theirs, so that no direction can be found from it yet.
     """
 
     demand: Vector
@@ -81,6 +84,7 @@ class System(NamedTuple):
     fixed: int | None
     longest: float
     effort: float = 1.0
+    is_whole: bool = True
 
 
 def tail_threshold(system: System | None, shape: tuple[int, int]) -> float:
@@ -242,7 +246,7 @@ class SparseCoupling:
 
 
 class JointCoupling:
-    """W of rows that come in parts, each with the coupling that a pass without a system brings.
+    """W of rows that come in parts, each with the coupling that a pass over a part brings.
 
     Of sparse probabilities it keeps evenly spaced rows where all would be too many.
     """
@@ -312,7 +316,9 @@ class SolvedCoupling:
 
     def matrix(self, most_rows: int) -> NDArray[np.float64]:
         """Refuse: a pass without a `System` brings W."""
-        raise NotImplementedError("only the direction is known; make the pass without a system")
+        raise NotImplementedError(
+            "only the direction is known; make the pass with a system that is not whole"
+        )
 
 
 def _conjugate_gradients(

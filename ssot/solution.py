@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssot.arrays import HOST, Array, Vector, isolated, namespace, place_of, to_place
+from ssot.arrays import HOST, LARGEST, Array, Vector, isolated, namespace, place_of, to_place
 from ssot.certificate import Certificate
 from ssot.checks import common_place
 from ssot.kernels.protocol import Plan
@@ -275,7 +275,9 @@ class Solution:
         return self._nearest(cost)
 
     def _nearest(self, cost: Array) -> Array:
-        return namespace(cost).argmax(to_place(self._prices[:-1], place_of(cost)) - cost, axis=1)
+        # Closed classes come after open ones, and before forbidden ones.
+        prices = np.maximum(self._prices[:-1], -LARGEST)
+        return namespace(cost).argmax(to_place(prices, place_of(cost)) - cost, axis=1)
 
     @cached_property
     def _per_row(self) -> tuple[Array, Array]:

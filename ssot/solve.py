@@ -122,8 +122,8 @@ def solve(
         cost or logits larger than memory come as `RowBlocks`.
     tol : float
         Stop when the stationarity gap (in the objective's unit), the column residual and the mass
-        error (L1, of a total mass of 1) are at most this. 1e-9 to 1e-4; in float32 not below 1e-6.
-        Default 1e-6.
+        error (L1, of a total mass of 1) are at most this; the gap may also be below the rounding
+        errors of the objective. 1e-9 to 1e-4; in float32 not below 1e-6. Default 1e-6.
     max_steps : int
         Most majorise-minimise steps. Default 200; 5 to 50 are usual.
     max_passes : int
@@ -217,6 +217,10 @@ def solve_problem(
 
     A problem does not know what its tensors were computed from: its plan has no gradients.
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"problem must be a Problem, got {type(problem).__name__}; pass arrays to solve"
+        )
 
     def check() -> tuple[Limits, None]:
         check_on_failure(on_failure)

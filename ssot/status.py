@@ -20,7 +20,10 @@ class Status(Enum):
     Converged and stopped are successes, the others failures in the sense of `on_failure`.
     """
 
-    CONVERGED = "converged: residuals and gap are within tol; use the plan"
+    CONVERGED = (
+        "converged: residuals are within tol, and so is the gap, or it is below rounding errors; "
+        "use the plan"
+    )
     STOPPED = (
         "stopped by the callback: the certificate says how far the plan has come; pass this "
         "solution as init= to go on"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.hard_problems import COST_FAMILIES, GRID, SHAPES
-from ssot import Status, solve
+from ssot import RowBlocks, Status, solve
 
 MOST_PASSES = 250
 MEDIAN_PASSES = 40
@@ -36,6 +36,14 @@ def test_few_row_passes_are_needed(solutions):
     passes = [solution.certificate.row_passes for solution in solutions]
     assert np.median(passes) < MEDIAN_PASSES
     assert max(passes) <= MOST_PASSES
+
+
+@pytest.mark.parametrize("family", ["good head", "Dirichlet"])
+def test_streams_converge_too(family):
+    cost = COST_FAMILIES[family](*SHAPES[1])
+    for rho, epsilon, kl_weight in GRID:
+        options = {"rho": rho, "epsilon": epsilon, "kl_weight": kl_weight, "tol": 1e-9}
+        solve(RowBlocks(cost, rows=300), **options, on_failure="raise")
 
 
 @pytest.mark.parametrize("family", COST_FAMILIES)

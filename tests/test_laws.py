@@ -358,7 +358,7 @@ def test_a_solution_is_its_own_best_start(setting, case):
     solution = solve_tightly(setting, case)
     again = solve_tightly(setting, case, init=solution)
     assert again.certificate.outer_steps == 0
-    assert again.certificate.row_passes <= 6
+    assert again.certificate.row_passes <= 8
     assert distance(again.plan, solution.plan) <= apart(setting, case)
 
 

@@ -76,6 +76,17 @@ def test_samples_without_mass_have_a_label_but_no_confidence(setting):
     np.testing.assert_array_equal(solution.labels[empty], predicted[empty])
 
 
+def test_a_sample_that_only_a_closed_class_may_have_gets_that_class(setting):
+    solution = run(setting, np.random.default_rng(0).random((20, 3)), prior=[0.5, 0.0, 0.5])
+    cost = np.array([[np.inf, 1.0, np.inf], [5.0, 1.0, 0.0]], setting.dtype)
+    assert solution.predict(cost).tolist() == [1, 2]
+
+
+def test_a_problem_is_not_an_array():
+    with pytest.raises(TypeError, match="problem must be a Problem, got ndarray; pass arrays"):
+        solve_problem(np.zeros((2, 2)))
+
+
 def test_predict_labels_new_samples(setting, solution):
     new = np.random.default_rng(0).random((7, 4)).astype(setting.dtype)
     labels = solution.predict(new)

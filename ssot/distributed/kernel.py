@@ -206,7 +206,8 @@ class _AtPrices(_OwnArguments):
 
 class _RowPass(_AtPrices):
     def own_arguments(self, kernel: ShardedKernel, arguments: Any) -> tuple[Any, ...]:
-        return tuple(arguments) if kernel.sums_there else (*arguments[:3], None)
+        *others, system = arguments
+        return (*others, system and system._replace(is_whole=kernel.sums_there))
 
     def numbers(self, answer: Any, kernel: ShardedKernel, arguments: Any) -> Vector:
         if kernel.sums_there:

@@ -156,7 +156,7 @@ class Kernel(Protocol):
         See the notes of `RowSums` for rows whose slack has no entropy.
 
         A backend far from the host may solve the `system` at once, which it will be asked next;
-        without one, the coupling can be had as a matrix.
+        without one, or with one that is not whole, the coupling can be had as a matrix.
         """
         ...
 

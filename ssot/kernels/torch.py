@@ -253,8 +253,8 @@ def _passes_far_from_the_host(
     The curvature comes from a sample of the rows, which leaves the gradient exact.
     """
     columns = batch.classes + 1
-    known = [system for system in systems if system is not None]
-    effort = max((system.effort for system in known), default=1.0)
+    effort = max((system.effort for system in systems if system is not None), default=1.0)
+    known = [system for system in systems if system is not None and system.is_whole]
     ranks = batch.bounds[0].ranks
     every = max(1, ranks.size * batch.samples // sampled_rows(columns, effort))
     sample = batch.sample(every)

@@ -73,8 +73,10 @@ class StreamingKernel:
     ) -> tuple[RowSums, Coupling]:
         """Return the row sums, and how the columns are coupled."""
         sums, coupling = _Sums(len(prices), self._cost), JointCoupling()
+        of_parts = system and system._replace(is_whole=False)
         for rows, kernel in self._kernels():
-            part, its_coupling = kernel.row_pass(self._part(product, rows), prices, epsilon, None)
+            own = self._part(product, rows)
+            part, its_coupling = kernel.row_pass(own, prices, epsilon, of_parts)
             sums.add(part, rows)
             coupling.add(its_coupling)
         return sums.result(), coupling.result()

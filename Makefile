@@ -34,7 +34,7 @@ compare: $(STAMP) ## Cluster disease names and languages by all methods (two hou
 	$(PY) -m examples.deep_clustering icd languages --seeds 5 --output examples/output/compare
 
 test: $(STAMP) ## Run the tests (ARGS='-k name' and the like are passed to pytest)
-	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-versions: $(STAMP) ## Test with the oldest and newest dependencies (ARGS='-- ...' are passed to pip)
 	$(VENV)/bin/nox -s oldest newest $(ARGS)

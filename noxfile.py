@@ -70,7 +70,7 @@ def test(session: nox.Session, *pip_arguments: str) -> None:
     beside = [f"--ignore-glob=tests/test_{name}.py" for name in ("example_*", "*_benchmark")]
     session.run(
         *("python", "-m", "pytest", "-m", "not slow", *beside),
-        *("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile"),
+        *("--numprocesses=logical", "--maxprocesses=4", "--dist=worksteal"),
         # Compiled loops are kept apart from those of other versions.
         env={"NUMBA_CACHE_DIR": session.create_tmp(), "OMP_NUM_THREADS": "1"},
     )
